@@ -352,7 +352,8 @@ def test_compares_with_each_other_method(run):
     """Trains each method with the learning rates of its own groups."""
     base = demo("vip2clip", "clip-nano")
     others = {name: {"name": name} for name in METHODS if name != "vip2clip"}
-    others["knn"]["shots"] = 1
+    for name in ("knn", "musc"):
+        others[name]["shots"] = 1
     own = {"without fgp": {"fgp": False}, "global": {"utpa": False}}
     trained = run(dataclasses.replace(base, comparisons={**others, **own}))
     learned = [name for name in METHODS if count_parameters(name, backbone="clip-vit-l14-336")]

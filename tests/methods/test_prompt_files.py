@@ -1,9 +1,11 @@
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from zsad_jax.methods import make_method
+from zsad_jax import load_backbone
+from zsad_jax.methods import METHODS, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.tipsomaly import import_params
 from zsad_jax.utils import downloads, files
@@ -25,6 +27,28 @@ def test_reads_copy_of_published_prompts():
         np.testing.assert_array_equal(prompts["normal"], golden["normal_prompt"])
         np.testing.assert_array_equal(prompts["abnormal"], golden["abnormal_prompt"])
     assert prompts["normal"].shape == (8, 1024)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_backbone("clip-nano")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_reads_what_it_writes(name, nano, tmp_path):
+    # The small vocabulary lacks the words of the default.
+    words = {"adjectives": ("normal", "abnormal")}
+    options = words if name == "vip2clip" else None
+    method = make_method(name, nano, options)
+    rng = np.random.default_rng(0)
+    shapes = param_shapes(method, nano)
+    params = jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
+    if not params:
+        pytest.skip("learns nothing")
+    path = tmp_path / "prompts.npz"
+    prompt_files.save(path, params)
+    read = prompt_files.load(prompt_files.find(str(path)), method, nano)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
 @pytest.mark.parametrize(

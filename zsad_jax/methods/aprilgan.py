@@ -92,8 +92,8 @@ class AprilGANConfig(OpenClipConfig):
 def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) -> Method:
     """Returns APRIL-GAN over a backbone whose images and texts share a space.
 
-    Its params are {"layers": a linear layer for each of the feature layers}. Its patch channels are one margin
-    for each of them and, with references, one distance each. Its extra is "text_features".
+    Its params are {"layers": a stack of linear layers, one for each of the feature layers}. Its patch channels
+    are one margin for each of them and, with references, one distance each. Its extra is "text_features".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -104,9 +104,8 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
     family = prompts.PromptFamily(config.normal_states, config.abnormal_states, config.templates)
 
     def init(key: Array, frozen: Params) -> Params:
-        keys = jax.random.split(key, count)
         widths = backbone.vision_width, backbone.embed_dim
-        return {"layers": [layers.init_linear(one, *widths) for one in keys]}
+        return {"layers": layers.init_linears(key, count, *widths)}
 
     def encode_text(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
@@ -130,11 +129,8 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Float[Array, "b h w layers"]:
         """Returns (cos(W_l x_l, t_a) - cos(W_l x_l, t_n)) / tau of the patches x_l of each layer l."""
-        found = [
-            cosines(layers.linear(one, features.patches[:, i].astype(jnp.float32)), text)
-            for i, one in enumerate(params["layers"])
-        ]
-        return _margin(jnp.stack(found, axis=-2))
+        projected = layers.linear_layers(params["layers"], features.patches)
+        return _margin(jnp.moveaxis(cosines(projected, text), 1, -2))
 
     def _margin(values: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
         return (values[..., 1] - values[..., 0]) / config.temperature
@@ -186,8 +182,7 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         return sum(terms.values(), start=jnp.zeros(())), terms
 
     def import_params(state: Arrays) -> Params:
-        names = (f"fc.{i}" for i in range(count))
-        return {"layers": [layers.linear_from_torch(state, name) for name in names]}
+        return {"layers": layers.stack_from_torch(state, (f"fc.{i}" for i in range(count)))}
 
     side = vision_side(backbone, config, patch_norm=False)
     side["anomaly_map"] = make_map

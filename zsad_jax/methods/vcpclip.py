@@ -109,10 +109,11 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
     """Returns VCP-CLIP over a backbone whose text tokens are as wide as the joint space.
 
     Its params are {"query": [r, d], "filter": the convolution, as a linear layer of 3 neighbors, "deep":
-    {"tokens": [blocks, n, d], "projection", "norm"}, "layers": a linear layer for each of the feature layers,
-    "attention": its four projections, "log_scales": {"raw", "new"}}, as far as the config has them; the last is
-    a group of its own. Its patch channels are margins of all layers, first of projected patches, then of
-    Post-VCP. Its extras are "text_features", and with Post-VCP "layer_text_features" and "attention".
+    {"tokens": [blocks, n, d], "projection", "norm"}, "layers": a stack of linear layers, one for each of the
+    feature layers, "attention": its four projections, "log_scales": {"raw", "new"}}, as far as the config has
+    them; the last is a group of its own. Its patch channels are margins of all layers, first of projected
+    patches, then of Post-VCP. Its extras are "text_features", and with Post-VCP "layer_text_features" and
+    "attention".
 
     Raises:
       UserError: for an unknown key, a bad value, or one that the backbone does not support.
@@ -126,23 +127,20 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
 
     def init(key: Array, frozen: Params) -> Params:
         width, joint = backbone.text_width, backbone.embed_dim
-        query, conv, deep, projection, own, attention = jax.random.split(key, 6)
+        query, conv, deep, kernel, bias, own, attention = jax.random.split(key, 7)
         shape = (config.num_class_prompts, width)
         start = -jnp.log(config.temperature)
         params: Params = {
             "query": config.init_std * jax.random.truncated_normal(query, -2, 2, shape),
-            "layers": [
-                layers.init_linear(one, backbone.vision_width, joint)
-                for one in jax.random.split(own, count)
-            ],
+            "layers": layers.init_linears(own, count, backbone.vision_width, joint),
             "log_scales": {"raw": start},
         }
         if config.pre_vcp:
             params["filter"] = layers.init_linear(conv, 3, config.num_class_prompts)
         if config.num_deep_prompts:
             of_blocks = (backbone.text_depth, config.num_deep_prompts, width)
-            linear = dict(layers.init_linear(projection, width, width))
-            linear["kernel"] = (2 / width) ** 0.5 * jax.random.normal(projection, (width, width))
+            linear = dict(layers.init_linear(bias, width, width))
+            linear["kernel"] = (2 / width) ** 0.5 * jax.random.normal(kernel, (width, width))
             params["deep"] = {
                 "tokens": jax.random.uniform(deep, of_blocks, minval=-1, maxval=1),
                 "projection": linear,
@@ -199,8 +197,8 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
         """
         scales, extras = params["log_scales"], {"text_features": text}
         patches = features.patches.astype(jnp.float32)
-        own = [layers.linear(one, patches[:, i]) for i, one in enumerate(params["layers"])]
-        values = {"raw": jnp.stack([cosines(one, text) for one in own], axis=-2)}
+        projected = layers.linear_layers(params["layers"], patches)
+        values = {"raw": jnp.moveaxis(cosines(projected, text), 1, -2)}
         if config.post_vcp:
             attend = functools.partial(layers.perceive, num_heads=config.post_vcp_heads)
             texts, extras["attention"] = attend(params["attention"], text, patches)
@@ -276,12 +274,11 @@ def _mean_of_largest(
 
 def _import_params(config: VCPCLIPConfig, state: Arrays) -> Params:
     """Reads the parameters of the authors' checkpoint that the config has."""
+    count = len(config.feature_layers)
     state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
     params: dict[str, Any] = {
         "query": state["prompt_query"].reshape(state["prompt_query"].shape[-2:]),
-        "layers": [
-            layers.linear_from_torch(state, f"fc.{i}") for i in range(len(config.feature_layers))
-        ],
+        "layers": layers.stack_from_torch(state, (f"fc.{i}" for i in range(count))),
         "log_scales": {"raw": state["prompt_temp"]},
     }
     if config.pre_vcp:

@@ -46,10 +46,23 @@ def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
     }
 
 
+def init_linears(key: Array, count: int, inputs: int, outputs: int) -> Linear:
+    """Returns a stack of linear layers: {"kernel": [count, inputs, outputs], "bias": [count, outputs]}."""
+    init = functools.partial(init_linear, inputs=inputs, outputs=outputs)
+    return jax.vmap(init)(jax.random.split(key, count))
+
+
 def linear(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
     """Returns x kernel + bias."""
     # Full precision costs little in layers this small; an accelerator's default would round both factors.
     return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]
+
+
+def linear_layers(
+    params: Linear, patches: Float[Array, "b layers h w d"]
+) -> Float[Array, "b layers h w e"]:
+    """Returns the patches of each layer after its own linear layer of a stack, in float32."""
+    return jax.vmap(linear, in_axes=(0, 1), out_axes=1)(params, patches.astype(jnp.float32))
 
 
 def init_bottleneck(key: Array, inputs: int, hidden: int, outputs: int) -> dict[str, Linear]:
@@ -157,6 +170,12 @@ def linear_from_torch(state: Arrays, name: str) -> Linear:
     weight = np.asarray(state[f"{name}.weight"])
     kernel = weight.reshape(weight.shape[:2]).T
     return {"kernel": kernel, "bias": np.asarray(state[f"{name}.bias"])}
+
+
+def stack_from_torch(state: Arrays, names: Iterable[str]) -> Linear:
+    """Reads a stack of linear layers, one for each name."""
+    found = [linear_from_torch(state, name) for name in names]
+    return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 def linears_from_torch(state: Arrays, prefix: str = "", **names: str) -> dict[str, Linear]:
