@@ -175,7 +175,8 @@ def linear_from_torch(state: Arrays, name: str) -> Linear:
 def stack_from_torch(state: Arrays, names: Iterable[str]) -> Linear:
     """Reads a stack of linear layers, one for each name."""
     found = [linear_from_torch(state, name) for name in names]
-    return jax.tree.map(lambda *x: np.stack(x), *found)
+    stack: Linear = jax.tree.map(lambda *x: np.stack(x), *found)
+    return stack
 
 
 def linears_from_torch(state: Arrays, prefix: str = "", **names: str) -> dict[str, Linear]:
