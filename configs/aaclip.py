@@ -28,9 +28,10 @@ def get_config(variant: str = "") -> ConfigDict:
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 
 
-def _demo(config: ConfigDict) -> None:
-    presets.demo(config, method=DEMO, training=DEMO_TRAINING)
+def _demo(config: ConfigDict, backbone: str = "clip-nano") -> None:
+    presets.demo(config, backbone=backbone, method=DEMO, training=DEMO_TRAINING)
+    config.seeds = 3
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    presets.demo(config, backbone="tips-nano", method=DEMO, training=DEMO_TRAINING)
+    _demo(config, "tips-nano")
