@@ -30,6 +30,7 @@ COUNTS = {
     "knn": (0, 0),
     "winclip": (0, 0),
     "vcpclip": (7_687_946, 8_277_770),
+    "anovl": (0, 0),
 }
 OVER_TIPS = {
     "anomalyclip": {"feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14},

@@ -54,6 +54,7 @@ METHODS = {
     "cocoop": _included("coop", "CoCoOpConfig"),
     "winclip": _included("winclip", "WinCLIPConfig"),
     "aaclip": _included("aaclip", "AACLIPConfig"),
+    "anovl": _included("anovl", "AnoVLConfig"),
     "musc": _included("musc", "MuScConfig"),
     "knn": _included("knn", "KnnConfig"),
     "aprilgan": _included("aprilgan", "AprilGANConfig"),

@@ -10,11 +10,7 @@ LABELS = ("normal", "anomalous")
 
 # Methods that papers compare with and that are not implemented.
 OTHER_METHODS = {
-    "winclip": "WinCLIP",
-    "aprilgan": "APRIL-GAN",
-    "anovl": "AnoVL",
     "adaclip": "AdaCLIP",
-    "musc": "MuSc",
     "patchcore": "PatchCore",
     "rd4ad": "RD4AD",
 }

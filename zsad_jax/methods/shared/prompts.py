@@ -203,28 +203,34 @@ def ensemble(
     return normalize(jax.ops.segment_sum(embeddings, jnp.asarray(groups), num_segments=num_groups))
 
 
-def encode_ensembles(
-    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]], *, unit: bool = True
-) -> Float[Array, "ensembles d"]:
-    """Returns a unit-norm prototype for each ensemble of sentences.
+def encode_sentences(
+    backbone: Backbone, frozen: Params, sentences: Sequence[str]
+) -> Float[Array, "t d"]:
+    """Returns the text features of sentences.
 
     Each distinct sentence is encoded once, in chunks that bound the memory.
     """
-    texts = list(dict.fromkeys(text for sentences in ensembles for text in sentences))
+    texts = list(dict.fromkeys(sentences))
     number = {text: index for index, text in enumerate(texts)}
-    rows = np.array([number[text] for sentences in ensembles for text in sentences])
-    groups = np.repeat(np.arange(len(ensembles)), [len(sentences) for sentences in ensembles])
-
     ids, paddings = tokenize(backbone, texts)
     # Equal chunks, so that one program encodes all of them.
     chunks = -(-len(texts) // SENTENCES_PER_CHUNK)
     size = -(-len(texts) // chunks)
     filled = np.resize(np.arange(len(texts)), (chunks, size))  # the last repeats the first
-    embeddings = jax.lax.map(
+    embeddings: Array = jax.lax.map(
         lambda chunk: backbone.encode_text(frozen, *chunk), (ids[filled], paddings[filled])
     )
-    embeddings = embeddings.reshape(chunks * size, -1)
-    return ensemble(embeddings[rows], groups, len(ensembles), unit=unit)
+    rows = np.array([number[text] for text in sentences])
+    return embeddings.reshape(chunks * size, -1)[rows]
+
+
+def encode_ensembles(
+    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]], *, unit: bool = True
+) -> Float[Array, "ensembles d"]:
+    """Returns a unit-norm prototype for each ensemble of sentences."""
+    embeddings = encode_sentences(backbone, frozen, [text for one in ensembles for text in one])
+    groups = np.repeat(np.arange(len(ensembles)), [len(sentences) for sentences in ensembles])
+    return ensemble(embeddings, groups, len(ensembles), unit=unit)
 
 
 def encode_pairs(
