@@ -19,4 +19,6 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    return presets.protocol(__file__, variant, {"": "faprompt", "full": "faprompt_full"})
+    return presets.protocol(
+        __file__, variant, {"": "faprompt", "full": "faprompt_full", "nano": "faprompt"}
+    )

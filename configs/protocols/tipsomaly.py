@@ -19,4 +19,4 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    return presets.protocol(__file__, variant, {"": "tipsomaly"})
+    return presets.protocol(__file__, variant, {"": "tipsomaly", "nano": "tipsomaly"})

@@ -23,5 +23,10 @@ def get_config(variant: str = "") -> ConfigDict:
     return presets.protocol(
         __file__,
         variant,
-        {"": "tps", "medical_image": "tps_medical_image", "medical_pixel": "tps_medical_pixel"},
+        {
+            "": "tps",
+            "medical_image": "tps_medical_image",
+            "medical_pixel": "tps_medical_pixel",
+            "nano": "tps",
+        },
     )

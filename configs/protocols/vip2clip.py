@@ -19,4 +19,6 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    return presets.protocol(__file__, variant, {"": "vip2clip", "medical": "vip2clip_medical"})
+    return presets.protocol(
+        __file__, variant, {"": "vip2clip", "medical": "vip2clip_medical", "nano": "vip2clip"}
+    )

@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from zsad_jax.methods import METHODS
 from zsad_jax.report import published
-from zsad_jax.report.published import published_numbers
+from zsad_jax.report.names import OTHER_METHODS
+from zsad_jax.report.published import all_numbers, published_numbers
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "published" / "results.csv"
 
@@ -176,3 +178,7 @@ def test_package_data_matches_the_collection():
     assert ablations["ablation: base + CAP + DAP (full model)"]
     assert sum(ablations.values()) < len(ablations) / 2
     assert all(number.proposed for number in numbers if not number.setting)
+
+
+def test_printed_methods_are_implemented_or_have_a_name():
+    assert set(OTHER_METHODS) == {number.method for number in all_numbers()} - set(METHODS)

@@ -54,15 +54,16 @@ _FAPROMPT = (
     *("brainmri", "headct", "lag", "br35h"),
     *("cvc_colondb", "cvc_clinicdb", "kvasir", "endo", "isic", "tn3k"),
 )
+_TPS = (
+    *("mvtec_ad", "visa", "mpdd", "btad", *BRAIN),
+    *("sd_saliency_900", "rsdds_113", "isic", "kvasir", "tn3k", "msd_lung"),
+)
 
 PROTOCOLS: dict[str, PaperProtocol] = {
     "common": _common("mvtec_ad", "visa"),
     "tipsomaly": _common(*_TIPSOMALY),
     "vip2clip": _common(*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir"),
-    "tps": _common(
-        *("mvtec_ad", "visa", "mpdd", "btad", *BRAIN),
-        *("sd_saliency_900", "rsdds_113", "isic", "kvasir", "tn3k", "msd_lung"),
-    ),
+    "tps": _common(*_TPS),
     # The released code reads the test split …
     "faprompt": _common(*_FAPROMPT),
     # … in its ablations without MVTec AD, so that one training serves all targets …
@@ -80,6 +81,8 @@ PROTOCOLS: dict[str, PaperProtocol] = {
         {"cvc_colondb": "visa+cvc_clinicdb"},
         (*BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo"),
     ),
+    # The datasets of all these papers, for the methods that they compare with.
+    "compared": _common(*dict.fromkeys((*_FAPROMPT, *_TPS))),
     # TPS's Table 3, whose HeadCT and ISIC rows are of the sets that were trained on: not zero-shot, excluded.
     "tps_medical_image": PaperProtocol("headct", {}, ("brainmri", "br35h")),
     "tps_medical_pixel": PaperProtocol("isic", {}, ("kvasir", "tn3k", "msd_lung")),

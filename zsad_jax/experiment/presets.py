@@ -1,7 +1,6 @@
 """The common parts of all configs: the setting of the papers, the demo, and protocols."""
 
 import dataclasses
-import functools
 import pathlib
 import runpy
 import typing
@@ -57,8 +56,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.num_workers = config_dict.placeholder(int)
     config.model_devices = 1
     config.features = _fields(FeaturesConfig)
-    # The seed of AnomalyCLIP's and TIPSomaly's code.
-    config.seed = 111
+    config.seed = recipe.seed
     config.shots = config_dict.placeholder(int)
     config.seeds = 1
     config.distributed = False
@@ -109,30 +107,29 @@ def demo(
 def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
     """Returns a method's config on all datasets of a paper; those that are not prepared are skipped.
 
-    Variant "nano" is the same over the demo backbone of the method's demo, with included prompts:
-    nothing is downloaded or trained.
+    Variant "nano" is over the demo backbone of the method's demo, with included prompts: nothing is
+    downloaded or trained.
 
     Args:
       config_file: `configs/protocols/<method>.py`; the method's own config is one folder up.
-      variant: a key of `names`, or "nano".
-      names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
+      variant: a key of `names`.
+      names: variant -> key of `PROTOCOLS`; "" is the main one. "nano" is for methods with included prompts.
     """
     path = pathlib.Path(config_file)
     # By path, since a copied config is not part of any package.
     get_config = runpy.run_path(str(path.parents[1] / path.name))["get_config"]
-    rules = {name: PROTOCOLS[key] for name, key in names.items()}
+    rules = PROTOCOLS[names.get(variant, names[""])]
     config = get_config("demo" if variant == "nano" else "")
     config.skip_missing = True
-    variants = {name: functools.partial(_follow, rules=rules[name]) for name in names if name}
     if variant == "nano":
         # The demo drops these entries, which concern the papers' datasets.
         config.method_for = get_config().method_for
         config.comparisons = config_dict.placeholder(object)
         config.train = False
-        config.targets = rules[""].targets
+        config.targets = rules.targets
     else:
-        _follow(config, rules[""])
-    return vary(config, variant, {**variants, "nano": lambda _: None})
+        _follow(config, rules)
+    return vary(config, variant, {name: lambda _: None for name in names if name})
 
 
 def ablation(

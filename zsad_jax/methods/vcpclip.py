@@ -69,6 +69,7 @@ class VCPCLIPConfig(OpenClipConfig):
     title: ClassVar[str] = "VCP-CLIP"
     needs_joint_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(
+        seed=333,
         training={
             "epochs": 10,
             "batch_size": 32,

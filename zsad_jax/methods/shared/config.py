@@ -25,12 +25,14 @@ class Recipe(NamedTuple):
       backbone: arguments of `load_backbone`.
       image_score: None: the only one of the method.
       method_for: dataset -> fields of the method's config that differ there.
+      seed: of the training.
     """
 
     training: Fields = TRAINING
     backbone: Fields = CLIP
     image_score: str | None = None
     method_for: Mapping[str, Fields] = {}
+    seed: int = 111
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
