@@ -3,8 +3,8 @@
     python -m zsad_jax.main --config configs/aaclip.py[:VARIANT]
 
 Training reads all images of the auxiliary set; the paper's subsets of 2, 16 or 64 images a category are not
-included. `config.training` is for the second stage, and except for batch size and epochs
-(`config.method.text_batch_size` and `text_epochs`) for the first one.
+included. `config.training` is for the second stage, and for the first one except for batch size, epochs
+(`config.method.text_batch_size` and `text_epochs`) and milestones.
 """
 
 from ml_collections import ConfigDict

@@ -540,6 +540,26 @@ def test_stages_with_changed_images_resume_bit_equal(tmp_path, epoch):
         assert own == lines[number]
 
 
+@pytest.mark.parametrize("held", ["level", ""])
+def test_fixed_is_computed_from_untrained_parameters(tmp_path, held):
+    """Trains "other" on what is computed from "level", or both on what depends on no parameters."""
+
+    def fixed(frozen, params, class_names):
+        assert sorted(params) == [held] * bool(held)
+        return {"texts": params.get("level", jnp.float32(3)) * jnp.ones(len(class_names))}
+
+    def loss(frozen, params, features, batch):
+        (text,) = batch.fixed["texts"]
+        return text + 0 * params["other"] * params["level"], {}
+
+    members = [(0, {}), (7, {})]
+    toy = method(loss=loss, stages=(Stage(("other",) if held else None, fixed=fixed),))
+    trained, lines = run_members(tmp_path, *members, toy=toy, epochs=1)
+    for params, own in zip(trained, lines, strict=True):
+        expected = params["level"] if held else 3
+        np.testing.assert_array_equal([loss for _, loss in own], expected)
+
+
 def test_mosaics_are_of_the_category(tmp_path):
     """Uses two categories of which all images have one gray value, so that mosaics have it as well."""
     seen = []

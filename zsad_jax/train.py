@@ -23,7 +23,7 @@ from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import ImageBatch, read_categories
 from zsad_jax.data.issues import Issue, log_issues
-from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
+from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of, untrained
 from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
@@ -369,12 +369,15 @@ def train(
             states = sharding.replicate(restored, mesh)
         if stage.fixed:
             compute = jax.jit(stage.fixed, static_argnums=2)
-            names = tuple(dataset.prompt_names)
-            fixed = (
-                compute(frozen, jax.tree.map(lambda x, i=i: x[i], states.params), names)
-                for i in range(len(members))
-            )
-            states = states._replace(fixed=jax.tree.map(lambda *x: jnp.stack(x), *fixed))
+            names, held = tuple(dataset.prompt_names), untrained(method, stage, states.params)
+            found = [
+                compute(frozen, jax.tree.map(lambda x, i=i: x[i], held), names)
+                for i in range(len(members) if held else 1)
+            ]
+            fixed = jax.tree.map(lambda *x: jnp.stack(x), *found)
+            shared = len(members) // len(found)  # by all, where no parameters are read
+            fixed = jax.tree.map(lambda x, n=shared: jnp.repeat(x, n, axis=0), fixed)
+            states = states._replace(fixed=fixed)
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh)

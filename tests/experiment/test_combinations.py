@@ -21,7 +21,7 @@ from zsad_jax.methods import (
     count_parameters,
     make_method,
 )
-from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.base import encoder_of, untrained
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import UserError
 
@@ -101,7 +101,7 @@ def _train(made, model, params, images):
             given = jax.jit(encode)(model.params, {}, model.preprocess.normalize(images))
         optimizer = make_optimizer(config, made, params, stage)
         fixed = stage.fixed and jax.jit(stage.fixed, static_argnums=2)(
-            model.params, params, CLASSES
+            model.params, untrained(made, stage, params), CLASSES
         )
         state = TrainState(params, optimizer.init(params), fixed)
         step = jax.jit(make_step(made, model, optimizer, stage))

@@ -33,7 +33,7 @@ from zsad_jax.methods import (
     make_method,
     param_shapes,
 )
-from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.base import encoder_of, untrained
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 from zsad_jax.utils.sharding import make_mesh
@@ -153,7 +153,8 @@ def trace_step(method, backbone, training):
         fixed = None
         if stage.fixed:
             compute = jax.jit(stage.fixed, static_argnums=2)
-            fixed = jax.eval_shape(compute, backbone.params, params, CLASSES)
+            held = untrained(method, stage, params)
+            fixed = jax.eval_shape(compute, backbone.params, held, CLASSES)
         state = TrainState(params, jax.eval_shape(optimizer.init, params), fixed)
         step = make_step(method, backbone, optimizer, stage)
         new, losses = jax.eval_shape(step, backbone.params, state, features, batch())

@@ -20,7 +20,7 @@ from zsad_jax.backbones import registry
 from zsad_jax.backbones.base import NO_TEXT
 from zsad_jax.backbones.load import FAMILIES
 from zsad_jax.methods import METHODS, Batch, make_method
-from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.base import encoder_of, untrained
 from zsad_jax.train import TrainState, make_step
 from zsad_jax.utils.errors import UserError
 
@@ -98,7 +98,9 @@ def train_one_step(method, backbone, params, features, batch):
     """Returns the parameters after a step of each stage, and the losses of the last one."""
     optimizer, losses = optax.adam(1e-3), {}
     for stage, inputs in zip(method.stages, features, strict=True):
-        fixed = stage.fixed and stage.fixed(backbone.params, params, batch.class_names)
+        fixed = stage.fixed and stage.fixed(
+            backbone.params, untrained(method, stage, params), batch.class_names
+        )
         state = TrainState(params, optimizer.init(params), fixed)
         step = make_step(method, backbone, optimizer, stage)
         (params, *_), losses = step(backbone.params, state, inputs, batch)

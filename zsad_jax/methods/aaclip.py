@@ -58,15 +58,17 @@ class AACLIPConfig(OpenClipConfig):
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
       descriptions: classes are described as in the published code ("bottle" becomes "dark bottle").
       text_adapters, image_adapters: number of the first blocks of a tower with adapters; scaled to its depth.
-      adapter_share: of an adapter in the output of its block.
+      adapter_share: share of an adapter in the output of its block.
       relu_proj: the heads of the vision tower end with a leaky ReLU.
       vv_from: first block of the first stage's value-value attention; None: ordinary attention.
-      vv_axis: it is over the patches of an image, or, as in the published code, over the images of the batch at
-        each position; then features of the first stage cannot be stored.
+      vv_axis: the first stage's value-value attention is over the patches of an image, or, as in the published
+        code, over the images of the batch at each position, those that pad the last batch included; then
+        features of the first stage cannot be stored.
       stage1_layers: the first stage learns from the last layer (the code), or from all of them (the paper).
       orthogonality: square of the batch's mean cosine of the two texts (the code), or mean square (the paper).
-      orthogonality_weight: of this term in the loss of the first stage.
-      text_epochs, text_batch_size: of the first stage; those of the training config are for the second one.
+      orthogonality_weight: weight of the orthogonality in the loss of the first stage.
+      text_epochs, text_batch_size: epochs and batch size of the first stage, at a constant rate; those of the
+        training config are for the second one.
       augment: probability of each of rotation, shift and two flips of an image in the second stage.
       domain: which Gaussian smooths the scores, and whether the image score is the largest value of the map
         ("medical") or its mean with the score of the image ("industrial").
@@ -269,12 +271,14 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
     text_stage = Stage(
         groups=("text",),
         loss=text_loss,
-        training={"epochs": config.text_epochs, "batch_size": config.text_batch_size}
-        | {"milestones": ()},
+        training={
+            "epochs": config.text_epochs,
+            "batch_size": config.text_batch_size,
+            "milestones": (),
+        },
         features=fixed_features,
         features_key=(*surgery.values(), config.cls_norm, config.global_token, backbone.form),
-        # Features that depend on the batch cannot be stored, as those of a stage that changes images are not.
-        augment=None if config.vv_axis == "token" else lambda key, image, mask: (image, mask),
+        cacheable=config.vv_axis == "token",
     )
     vision_stage = Stage(("vision",), augment=move if config.augment else None, fixed=encode_text)
     side = vision_side(backbone, config)

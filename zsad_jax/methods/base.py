@@ -177,11 +177,12 @@ class Stage(NamedTuple):
       training: fields of the training config that differ in this stage, such as epochs and batch_size.
       features: replaces the method's features by ones that do not depend on `params`; None: the method's.
       features_key: as `Method.features_key`, for `features`.
+      cacheable: whether `features` depends on single images, not on the batch.
       augment: changes every image and its mask in every step; None: none is changed.
       mosaic: probability that an image is replaced by a mosaic of four random images of its category, of half
         the size, which is anomalous if any of them is.
-      fixed: computes what losses read and the stage does not change, such as texts: once, from the parameters;
-        None: nothing.
+      fixed: computes what losses read and the stage does not change, such as texts: once, from the parameters
+        of the groups that it does not train; None: nothing.
     """
 
     groups: tuple[str, ...] | None = None
@@ -189,6 +190,7 @@ class Stage(NamedTuple):
     training: Mapping[str, Any] = {}
     features: FeaturesFn | None = None
     features_key: Hashable = None
+    cacheable: bool = True
     augment: AugmentFn | None = None
     mosaic: float = 0.0
     fixed: PrototypesFn | None = None
@@ -271,14 +273,22 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
 
 
+def untrained(method: Method, stage: Stage, params: Params) -> Params:
+    """Returns the entries of `params` that a stage does not train."""
+    trained = set(method.group_names if stage.groups is None else stage.groups)
+    groups = method.groups(params)
+    return {k: x for k, x in params.items() if trained.isdisjoint(jax.tree.leaves(groups[k]))}
+
+
 def encoder_of(method: Method, stage: Stage | None = None) -> tuple[Hashable, FeaturesFn | None]:
     """Returns the key of a method's features and their encoder, to score images, or in a stage of training.
 
-    Both are None if features depend on parameters, or the stage changes images: they cannot be stored.
+    Both are None if features depend on parameters or on the batch, or the stage changes images: they cannot
+    be stored.
     """
     cacheable, encode, key = method.cacheable, method.features, method.features_key
     if stage and stage.features:
-        cacheable, encode, key = True, stage.features, stage.features_key
+        cacheable, encode, key = stage.cacheable, stage.features, stage.features_key
     if not cacheable or (stage and (stage.augment or stage.mosaic)):
         return None, None
     # The function is a key that no other method has.
