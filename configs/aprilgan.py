@@ -2,9 +2,8 @@
 
     python -m zsad_jax.main --config configs/aprilgan.py[:VARIANT]
 
-The published layers for MVTec AD are trained on VisA for 15 epochs, the others on MVTec AD for 3: for the
-former, set `--config.targets="('mvtec_ad',)" --config.training.epochs=15`. With `--config.shots=4`, images are
-also compared with 4 normal ones of each category.
+As published, training takes 3 epochs on MVTec AD, and on VisA (`config.trained_on`) 15 without mosaics. With
+`--config.shots=4`, images are also compared with 4 normal ones of each category.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,8 @@
 
     python -m zsad_jax.main --config configs/vcpclip.py[:VARIANT]
 
-The published prompts for MVTec AD are trained on VisA at twice the rate: for this target, set
-`--config.targets="('mvtec_ad',)" --config.training.learning_rate=4e-5`. The authors select the epoch on a few
-categories of the target; here it is the last one.
+As published, training on VisA (`config.trained_on`) is at twice the rate and without mosaics. The authors
+select the epoch on a few categories of the target; here it is the last one.
 """
 
 from ml_collections import ConfigDict

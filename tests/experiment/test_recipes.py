@@ -57,6 +57,7 @@ class Recipe:
       training: fields of the training config; None for methods without parameters.
       backbone: name and options of the backbone.
       method_for: fields of the method's config for single targets.
+      trained_on: fields of both configs for single auxiliary datasets.
       checkpoints: the authors' prompts by auxiliary dataset, used instead of training.
       seed: of the training.
     """
@@ -73,6 +74,7 @@ class Recipe:
     training: dict | None = dataclasses.field(default_factory=lambda: ADAM)
     backbone: dict = dataclasses.field(default_factory=lambda: CLIP)
     method_for: dict = dataclasses.field(default_factory=dict)
+    trained_on: dict = dataclasses.field(default_factory=dict)
     checkpoints: dict = dataclasses.field(default_factory=dict)
     seed: int = 111
 
@@ -299,7 +301,7 @@ RECIPES = {
         training=None,
     ),
     "aprilgan": Recipe(
-        source="ByChelsea/VAND-APRIL-GAN, its scripts; VisA's set trains for 15 epochs",
+        source="ByChelsea/VAND-APRIL-GAN at 00709bb: train.sh, test.sh and dataset.py",
         method={
             "tower": "open_clip",
             "normal_states": prompts.PROMPT_FAMILIES["industrial"].normal,
@@ -316,6 +318,7 @@ RECIPES = {
         patch_norm=False,
         map_range=(0.0, 4.0),
         training={**ADAM, "epochs": 3},
+        trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"epochs": 15}}},
     ),
     "aaclip": Recipe(
         source="Mwxinnn/AA-CLIP; value-value attention is over patches, not over the images of a batch",
@@ -502,11 +505,12 @@ RECIPES = {
         map_range=None,
         training={
             **ADAM,
-            "learning_rate": 2e-5,  # of training on MVTec AD
+            "learning_rate": 2e-5,
             "learning_rates": {"log_scales": 0.01},
             "batch_size": 32,
             "epochs": 10,
         },
+        trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"learning_rate": 4e-5}}},
     ),
 }
 
@@ -528,6 +532,7 @@ def test_config_resolves_to_published_recipe(included_experiment, name):
     assert experiment.train == bool(recipe.training and not recipe.checkpoints)
     assert experiment.checkpoints == recipe.checkpoints
     assert experiment.method_for == recipe.method_for
+    assert experiment.trained_on == recipe.trained_on
     # All train on the test split of MVTec AD, or of VisA for the target MVTec AD.
     assert experiment.targets == ("mvtec_ad", "visa")
     assert experiment.auxiliary == "mvtec_ad"

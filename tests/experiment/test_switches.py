@@ -269,6 +269,7 @@ def run(monkeypatch, tmp_path):
 
     def train(method, backbone, features, members, **_):
         trained.append(method.name)
+        start.configs.append((method.config, members[0].config))
         trace_step(method, backbone, members[0].config)
         shapes = param_shapes(method, backbone)
         return [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes) for _ in members]
@@ -300,7 +301,7 @@ def run(monkeypatch, tmp_path):
             runner.run_experiment(experiment, tmp_path / "run")
         return trained
 
-    start.trained = trained
+    start.trained, start.configs = trained, []
     return start
 
 
@@ -361,9 +362,25 @@ def test_compares_with_each_other_method(run):
     assert sorted(trained) == sorted([*learned, "vip2clip", "vip2clip"])
 
 
+def test_trainings_on_a_dataset_have_its_fields(run):
+    base = demo("aprilgan", "clip-nano")
+    own = {"synthetic_aux": {"method": {"mosaic": 0.5}, "training": {"epochs": 7}}}
+    rows = {"a": {"mosaic": 0.1}, "b": {"training": {"epochs": 9}}, "c": {"name": "coop"}}
+    run(dataclasses.replace(base, trained_on=own, comparisons=rows))
+    found = [(one.name, getattr(one, "mosaic", 0), of.epochs) for one, of in run.configs]
+    five = base.training_config.epochs
+    assert found == [
+        *(("aprilgan", 0.5, 7), ("aprilgan", 0.1, 7), ("aprilgan", 0.5, 9), ("coop", 0, five)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"trained_on": {"visa": {"methd": {}}}}, r"trained_on\['visa'\]: .*'methd'"),
+        ({"trained_on": {"visa": {"method": {"sigm": 1}}}}, r"\['visa'\]: config.method: .*'sigm'"),
+        ({"trained_on": {"visa": {"method": {"num_prompts": 3}}}}, "which parameters are learned"),
+        ({"trained_on": {"visa": {"method": {"name": "coop"}}}}, r"\['visa'\]: .*Unknown key"),
         ({"comparisons": {"x": {"name": "tps", "global_token": 1}}}, "has 1 global token"),
         ({"comparisons": {"x": {"name": "coop", "num_prompts": LARGE}}}, "fewer learned tokens"),
         ({"method_for": {"synthetic_target": {"global_token": 1}}}, "has 1 global token"),

@@ -47,7 +47,7 @@ def method(clip):
 
 @pytest.fixture(scope="module")
 def params(method, golden):
-    return jax.tree.map(jnp.asarray, method.import_params(without(golden, "param/")))
+    return jax.tree.map(jnp.asarray, method.import_params(authors_names(golden, "param/")))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,11 @@ def batch(golden, text):
 
 def without(arrays, prefix):
     return {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
+
+
+def authors_names(golden, prefix):
+    """Returns arrays under the names in the authors' checkpoints."""
+    return {f"trainable_linearlayer.{name}": x for name, x in without(golden, prefix).items()}
 
 
 def test_text_matches_golden(method, clip, golden, assert_near):
@@ -110,7 +115,7 @@ def test_loss_and_gradient_match_golden(method, clip, params, features, batch, g
     focal, dice = golden["out/loss_terms_focal_dice"].sum(axis=0)
     assert_near(terms["focal"], focal, FEATURES)
     assert_near(terms["dice_abnormal"], dice, FEATURES)
-    expected = method.import_params(without(golden, "grad/"))
+    expected = method.import_params(authors_names(golden, "grad/"))
     jax.tree.map(lambda found, value: assert_near(found, value, 1e-4), gradient, expected)
 
 

@@ -69,6 +69,7 @@ class Experiment:
       auxiliary_for: target -> auxiliary dataset.
       train: train the prompts on the auxiliary datasets instead of loading `checkpoints`.
       training: fields of `TrainingConfig`.
+      trained_on: auxiliary dataset -> {"method": fields, "training": fields} that differ in trainings on it.
       checkpoints: auxiliary dataset -> released name or file; not used with `train`.
       comparisons: label -> what differs, evaluated beside the main result: fields of the method's config,
         another method's "name" with its fields, sections such as "training", or another "config" as a whole.
@@ -97,6 +98,9 @@ class Experiment:
     auxiliary_for: Mapping[str, str] = dataclasses.field(default_factory=dict)
     train: bool = False
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained_on: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
     checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     sweep: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -137,6 +141,9 @@ class Experiment:
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         _ = self.training_config, self.features_config, self.method_on()
+        for name in self.trained_on:
+            with located(f"config.trained_on[{name!r}]"):
+                self.on_auxiliary(name)
         if self.distributed and self.features_config.cache == "disk":
             raise UserError(
                 "config.features.cache is 'disk', but runs of several processes (config.distributed=True) keep"
@@ -165,7 +172,7 @@ class Experiment:
                     f" auxiliary dataset, for example --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
                 )
         known = sorted({*names, *self.auxiliaries(), *DATASETS})
-        for field in ("method_for", "auxiliary_for", "checkpoints"):
+        for field in ("method_for", "trained_on", "auxiliary_for", "checkpoints"):
             for name in sorted({*getattr(self, field)} - {*known}):
                 # Any other name may be the user's own dataset, which is not evaluated this time.
                 if nearest(name, known, cutoffs=(0.8,)):
@@ -202,6 +209,16 @@ class Experiment:
     def method_on(self, target: str = "") -> MethodConfig:
         """Returns the config of the method as evaluated on a target; "": as it is trained."""
         return self._configs.get(target, self._configs[""])
+
+    def on_auxiliary(self, name: str) -> "Experiment":
+        """Returns the experiment with the method and the training of an auxiliary dataset."""
+        own = self.trained_on.get(name, {})
+        if other := sorted({*own} - {"method", "training"}):
+            raise UserError(f"Unknown section {other[0]!r}. Expected 'method' or 'training'.")
+        sections: dict[str, Any] = {
+            key: {**getattr(self, key), **fields} for key, fields in own.items()
+        }
+        return dataclasses.replace(self, trained_on={}, **sections) if sections else self
 
     def main_method(self, backbone: Backbone) -> Method:
         """Returns the method over a backbone, as it is trained."""
@@ -270,7 +287,8 @@ class Experiment:
         if main:
             self._check_main(self.main_method(over), over)
         # Equal ones are traced once.
-        for config in {repr(one): one for one in self._configs.values()}.values():
+        trained = [self.on_auxiliary(name).method_on() for name in self.trained_on]
+        for config in {repr(one): one for one in (*self._configs.values(), *trained)}.values():
             method = make_method(config.name, over, config)
             params = param_shapes(method, over)
             check_references(method, bool(self.shots))
@@ -289,8 +307,15 @@ class Experiment:
 
     def _check_main(self, method: Method, backbone: Backbone) -> None:
         image_score(method, self.image_score)
-        check_learning_rates(self.training_config, method)
-        if self.train and not param_shapes(method, backbone):
+        shapes = param_shapes(method, backbone)
+        for name, one in {"": self, **{k: self.on_auxiliary(k) for k in self.trained_on}}.items():
+            check_learning_rates(one.training_config, method)
+            if param_shapes(one.main_method(backbone), backbone) != shapes:
+                raise UserError(
+                    f"config.trained_on[{name!r}] changes which parameters are learned, so that the method"
+                    " cannot use them. Set such fields in config.method."
+                )
+        if self.train and not shapes:
             raise UserError(
                 f"config.train is True, but {method.name} as configured learns nothing. Set it to False."
             )
@@ -345,4 +370,5 @@ def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     setting = {"naming": experiment.naming, **{key: backbone.get(key) for key in options}}
     if experiment.train:
         setting |= dataclasses.asdict(experiment.training_config)
+        setting["trained_on"] = {k: x for k, x in plain(experiment.trained_on).items() if x}
     return unlike_paper(method, "", setting)

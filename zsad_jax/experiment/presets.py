@@ -14,6 +14,7 @@ from zsad_jax.backbones.load import option_names
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class
 from zsad_jax.train import TrainingConfig
+from zsad_jax.utils.config import plain
 from zsad_jax.utils.errors import UserError, suggest
 
 DEMO = PaperProtocol("synthetic_aux", {}, ("synthetic_target",))
@@ -46,6 +47,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.method_for = ConfigDict(dict(recipe.method_for))
     config.train = train
     config.training = _fields(TrainingConfig, **recipe.training)
+    config.trained_on = ConfigDict(plain(recipe.trained_on))
     config.comparisons = config_dict.placeholder(object)
     config.sweep = config_dict.placeholder(object)
     config.image_score = recipe.image_score or config_dict.placeholder(str)
@@ -89,7 +91,7 @@ def demo(
     config.backbone = _backbone({"name": backbone, "image_size": 252, "dtype": "float32"})
     config.checkpoints = ConfigDict()
     _follow(config, DEMO)
-    config.method_for = ConfigDict()
+    config.method_for, config.trained_on = ConfigDict(), ConfigDict()
     config.train = train
     config.method.update(method or {})
     # Few and easy images: larger steps, other passes, and mixed batches.

@@ -78,6 +78,7 @@ def obtain_prompts(run: Run) -> AllPrompts:
 
 def _list_trainings(run: Run, variant: Variant, auxiliary: str) -> dict[pathlib.Path, Training]:
     """Returns the training of each seed of a variant, by its folder."""
+    variant = variant._replace(experiment=variant.experiment.on_auxiliary(auxiliary))
     experiment, method, backbone = variant.experiment, run.method(variant), run.backbone(variant)
     config = experiment.training_for(method)
 

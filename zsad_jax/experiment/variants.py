@@ -15,7 +15,7 @@ from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, sug
 # Sections in which the settings of a run may differ.
 SECTIONS = (
     *("method", "backbone", "training", "checkpoints", "train", "seed", "shots"),
-    *("method_for", "auxiliary", "auxiliary_for"),
+    *("method_for", "trained_on", "auxiliary", "auxiliary_for"),
 )
 # Sections taken from another config; its datasets are ignored.
 _OF_CONFIG = SECTIONS[: SECTIONS.index("auxiliary")]
@@ -158,6 +158,15 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
             changes["method_for"] = {} if another else left
             changes["image_score"] = None if another else main.image_score
             changes["shots"] = None if another else main.shots
+        if section in ("method", "training"):
+            changes["trained_on"] = {
+                name: {
+                    part: {k: v for k, v in of.items() if part != section or k not in value}
+                    for part, of in own.items()
+                    if not another
+                }
+                for name, own in main.trained_on.items()
+            }
     return dataclasses.replace(main, **changes)
 
 

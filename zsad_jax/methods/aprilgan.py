@@ -34,6 +34,7 @@ from zsad_jax.methods.shared.config import (
     Recipe,
     check_texts,
 )
+from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.nearest import distances, patch_rows
 from zsad_jax.methods.shared.similarity import cosines
 from zsad_jax.utils.config import config_from, within
@@ -71,6 +72,7 @@ class AprilGANConfig(OpenClipConfig):
     recipe: ClassVar[Recipe] = Recipe(
         training={"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True},
         backbone=CLIP,
+        trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"epochs": 15}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "cls_norm")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
@@ -182,6 +184,7 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         return sum(terms.values(), start=jnp.zeros(())), terms
 
     def import_params(state: Arrays) -> Params:
+        state = without_prefix(state, "trainable_linearlayer")
         return {"layers": layers.stack_from_torch(state, (f"fc.{i}" for i in range(count)))}
 
     side = vision_side(backbone, config, patch_norm=False)

@@ -79,6 +79,7 @@ class VCPCLIPConfig(OpenClipConfig):
             "shuffle": True,
         },
         backbone=CLIP,
+        trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"learning_rate": 4e-5}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "alpha", "top_pixels", "normalize")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
@@ -276,7 +277,7 @@ def _mean_of_largest(
 def _import_params(config: VCPCLIPConfig, state: Arrays) -> Params:
     """Reads the parameters of the authors' checkpoint that the config has."""
     count = len(config.feature_layers)
-    state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
+    state = without_prefix(state, *MODULES)
     params: dict[str, Any] = {
         "query": state["prompt_query"].reshape(state["prompt_query"].shape[-2:]),
         "layers": layers.stack_from_torch(state, (f"fc.{i}" for i in range(count))),

@@ -288,7 +288,7 @@ def _pool(logits: Float[Array, "b m 2"], how: str) -> Float[Array, "b m 2"]:
 
 def _import_params(config: ViP2CLIPConfig, state: Arrays) -> Params:
     """Reads the parameters of the authors' checkpoint that the config has."""
-    state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
+    state = without_prefix(state, *MODULES)
     names = {"normal": "ctx_pos", "abnormal": "ctx_neg", "class": "cls_ctx"}
     params: Params = {ours: state[theirs] for ours, theirs in names.items()}
     if config.vca:

@@ -11,7 +11,7 @@ from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
 from zsad_jax.report.rows import MEAN, OPTION_COLUMNS, SHOTS, Row, level_of
 from zsad_jax.train import TrainingConfig
-from zsad_jax.utils.config import config_from
+from zsad_jax.utils.config import config_from, plain
 from zsad_jax.utils.errors import agree, plural
 
 # Keys of run.json: how many images, by dataset; and option -> [ours, the paper's].
@@ -132,6 +132,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
         # A method with one image score has nothing to choose, and its recipe does not name it.
         "image_score": recipe.image_score or setting.get("image_score"),
         "naming": "published",
+        "trained_on": plain(recipe.trained_on),
         **dataclasses.asdict(config_from(TrainingConfig, recipe.training)),
     }
     pairs = {key: [value, published.get(key)] for key, value in setting.items()}

@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
       image_score: None: the only one of the method.
       method_for: dataset -> fields of the method's config that differ there.
       seed: of the training.
+      trained_on: auxiliary dataset -> fields of both configs ("method", "training") in trainings on it.
     """
 
     training: Fields = TRAINING
@@ -33,6 +34,7 @@ class Recipe(NamedTuple):
     image_score: str | None = None
     method_for: Mapping[str, Fields] = {}
     seed: int = 111
+    trained_on: Mapping[str, Mapping[str, Fields]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ def without_prefix(state: Arrays, *modules: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a PyTorch state dict by their names inside the authors' modules."""
     first = {name: name.partition(".") for name in state}
     return {
-        rest if module in modules else name: state[name]
+        rest if module in modules else name: np.asarray(state[name])
         for name, (module, _, rest) in first.items()
     }
 
