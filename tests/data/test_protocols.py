@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from zsad_jax.data import protocols
@@ -16,6 +18,21 @@ def test_describing_names_are_used_where_known():
     assert prompt_name("pcb1", dataset="visa", naming="descriptive") == "printed circuit board"
     assert prompt_name("pipe_fryum", dataset="visa", naming="descriptive") == "pipe fryum"
     assert prompt_name("pcb1", dataset="mvtec_ad", naming="descriptive") == "pcb1"
+
+
+def test_descriptions_of_aaclip_are_of_its_datasets_alone():
+    names = functools.partial(prompt_name, naming="aaclip")
+    assert names("bottle", dataset="mvtec_ad") == "dark bottle"
+    assert names("screw", dataset="mvtec_ad") == "screw"
+    assert names("pipe_fryum", dataset="visa") == "pipe-shaped fryum"
+    assert names("bracket_white", dataset="mpdd").startswith("white, elongated triangular")
+    assert names("01", dataset="btad").endswith("stylized wave or energy field radiating outward.")
+    assert names("br35h", dataset="br35h") == "scan"
+    assert names("toothbrush", dataset="real_iad") == "toothbrush"
+    assert names("bottle", dataset="my_parts") == names("bottle") == "bottle"
+    for facts in DATASETS.values():
+        described = facts.aaclip_names
+        assert isinstance(described, str) or set(described) <= set(facts.categories)
 
 
 def test_single_category_datasets_are_named_by_content():

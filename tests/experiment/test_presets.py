@@ -99,6 +99,11 @@ def test_finds_options_that_differ_from_published_settings(override, expected):
     assert compare_with_recipe(parse("vip2clip.py", f"--config.{override}")) == expected
 
 
+def test_naming_is_compared_with_that_of_the_method():
+    expected = {"naming": ["published", "aaclip"]}
+    assert compare_with_recipe(parse("aaclip.py", "--config.naming=published")) == expected
+
+
 def test_training_options_are_ignored_without_training():
     assert compare_with_recipe(parse("tipsomaly.py", "--config.training.epochs=9")) == {}
     trained = parse("tipsomaly.py", "--config.training.epochs=9", "--config.train=True")

@@ -60,6 +60,7 @@ class Recipe:
       trained_on: fields of both configs for single auxiliary datasets.
       checkpoints: the authors' prompts by auxiliary dataset, used instead of training.
       seed: of the training.
+      naming: names of categories in prompts.
     """
 
     source: str
@@ -77,6 +78,7 @@ class Recipe:
     trained_on: dict = dataclasses.field(default_factory=dict)
     checkpoints: dict = dataclasses.field(default_factory=dict)
     seed: int = 111
+    naming: str = "published"
 
 
 RECIPES = {
@@ -322,6 +324,7 @@ RECIPES = {
     ),
     "aaclip": Recipe(
         source="Mwxinnn/AA-CLIP; value-value attention is over patches, not over the images of a batch",
+        naming="aaclip",
         method={
             "tower": "open_clip",
             "normal_states": ("{}", "a {}", "the {}"),
@@ -329,7 +332,6 @@ RECIPES = {
                 *("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect"),
                 "a {} with damage",
             ),
-            "descriptions": True,
             "text_adapters": 3,
             "image_adapters": 6,
             "adapter_share": 0.1,
@@ -537,7 +539,7 @@ def test_config_resolves_to_published_recipe(included_experiment, name):
     assert experiment.targets == ("mvtec_ad", "visa")
     assert experiment.auxiliary == "mvtec_ad"
     assert experiment.auxiliary_for == {"mvtec_ad": "visa"}
-    assert experiment.seed == recipe.seed
+    assert (experiment.seed, experiment.naming) == (recipe.seed, recipe.naming)
     shown = image_score(make_method(name, describe(name)), experiment.image_score)
     assert shown == recipe.image_score
 

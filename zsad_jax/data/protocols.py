@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from zsad_jax.data.benchmarks.facts import DATASETS, Domain
 from zsad_jax.utils.errors import UserError
 
-Naming = Literal["published", "plain", "descriptive"]
+Naming = Literal["published", "plain", "descriptive", "aaclip"]
 
 DOMAINS: dict[Domain, str] = {"industrial": "Industrial", "medical": "Medical"}
 DOMAIN_MEANS = {f"{domain}_mean": domain for domain in DOMAINS}  # key of the mean -> domain
@@ -101,8 +101,8 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
       category: in the dataset's spelling ("metal_nut").
       dataset: its key ("mvtec_ad").
       naming: "published": as in the published code that most papers share (AnomalyCLIP, TIPSomaly), else plain;
-        "plain": the category with "_" and "-" turned into spaces; "descriptive": a description if one is known
-        ("pcb1" becomes "printed circuit board"), else the published name.
+        "plain": the category with "_" and "-" turned into spaces; "descriptive": a description if Bayes-PFL has
+        one ("pcb1" becomes "printed circuit board"), else the published name; "aaclip": the same of AA-CLIP.
 
     Example:
       >>> prompt_name("metal_nut", dataset="mvtec_ad")
@@ -116,9 +116,8 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
         return plain
     # The published code names categories by hand; results depend on these words.
     published = _look_up(facts.prompt_names, category) or plain
-    if naming == "published":
-        return published
-    return _look_up(facts.descriptive_names, category) or published
+    described = {"descriptive": facts.descriptive_names, "aaclip": facts.aaclip_names}
+    return _look_up(described.get(naming, {}), category) or published
 
 
 def parse_name(name: str) -> tuple[SplitName, ...]:

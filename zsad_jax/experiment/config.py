@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -17,7 +17,7 @@ from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.open import Spec, parse_spec
-from zsad_jax.data.protocols import check_name, parse_name
+from zsad_jax.data.protocols import Naming, check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.base import check_references
 from zsad_jax.methods.shared import prompt_files
@@ -92,7 +92,7 @@ class Experiment:
     backbone: Mapping[str, Any]
     targets: tuple[Spec, ...] = ()
     data: Mapping[str, Any] | None = None
-    naming: Literal["published", "plain", "descriptive"] = "published"
+    naming: Naming = "published"
     method_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     auxiliary: str | None = None
     auxiliary_for: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -43,7 +43,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.checkpoints = ConfigDict()
     _follow(config, PROTOCOLS["common"])
     config.data = config_dict.placeholder(object)
-    config.naming = "published"
+    config.naming = recipe.naming
     config.method_for = ConfigDict(dict(recipe.method_for))
     config.train = train
     config.training = _fields(TrainingConfig, **recipe.training)

@@ -25,7 +25,6 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import anomaly_map, augmentation, losses, prompts
 from zsad_jax.methods.shared.config import (
@@ -56,7 +55,6 @@ class AACLIPConfig(OpenClipConfig):
     Attributes:
       normal_states, abnormal_states: `{}` is the class name.
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
-      descriptions: classes are described as in the published code ("bottle" becomes "dark bottle").
       text_adapters, image_adapters: number of the first blocks of a tower with adapters; scaled to its depth.
       adapter_share: share of an adapter in the output of its block.
       relu_proj: the heads of the vision tower end with a leaky ReLU.
@@ -83,6 +81,7 @@ class AACLIPConfig(OpenClipConfig):
             **{"learning_rates": {"text": 1e-5}, "milestones": (16_000, 32_000)},
         },
         backbone=CLIP,
+        naming="aaclip",
         method_for={
             key: {"domain": "medical"} for key, one in DATASETS.items() if one.domain == "medical"
         },
@@ -96,7 +95,6 @@ class AACLIPConfig(OpenClipConfig):
         "a damaged {}, a broken {}, a {} with flaw, a {} with defect, a {} with damage"
     )
     templates: tuple[str, ...] = prompts.texts("{}., a photo of {}.")
-    descriptions: bool = True
     text_adapters: int = within(3, 1, TEXT_DEPTH)
     image_adapters: int = within(6, 1, VISION_DEPTH)
     adapter_share: float = within(0.1, 0, 1)
@@ -190,8 +188,8 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
 
         text = dataclasses.replace(text_side, encode_text=encode)
         model = dataclasses.replace(backbone, text=text)
-        known = prompts.DESCRIPTIONS if config.descriptions else {}
-        names = [known.get(name, name) for name in map(clean_class_name, class_names)]
+        # Hyphens are part of the published descriptions.
+        names = [name.replace("_", " ") for name in class_names]
         ensembles = [sentences for name in names for sentences in family.describe(name)]
         return prompts.encode_ensembles(model, frozen, ensembles).reshape(len(names), 2, -1)
 

@@ -131,8 +131,8 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
         "backbone": recipe.backbone["name"],
         # A method with one image score has nothing to choose, and its recipe does not name it.
         "image_score": recipe.image_score or setting.get("image_score"),
-        "naming": "published",
         "trained_on": plain(recipe.trained_on),
+        "naming": recipe.naming,
         **dataclasses.asdict(config_from(TrainingConfig, recipe.training)),
     }
     pairs = {key: [value, published.get(key)] for key, value in setting.items()}

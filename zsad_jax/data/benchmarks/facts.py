@@ -114,7 +114,8 @@ class Facts:
       domain: the mean that it belongs to; "" for none.
       levels: at which metrics are defined: "image" needs normal images, "pixel" needs masks.
       prompt_names: names in the published prompts that do not follow the plain rule: for all, or by category.
-      descriptive_names: other names that some published code uses (Bayes-PFL), by category or for all.
+      descriptive_names: names in the published code of Bayes-PFL, where they differ from these.
+      aaclip_names: the same for AA-CLIP.
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
       homepage: where people get it.
       license: of the data.
@@ -134,6 +135,7 @@ class Facts:
     levels: Sequence[Level] = BOTH
     prompt_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     descriptive_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    aaclip_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     folder: str = ""
     homepage: str = ""
     license: str

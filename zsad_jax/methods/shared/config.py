@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from zsad_jax.data.protocols import Naming
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 
@@ -27,6 +28,7 @@ class Recipe(NamedTuple):
       method_for: dataset -> fields of the method's config that differ there.
       seed: of the training.
       trained_on: auxiliary dataset -> fields of both configs ("method", "training") in trainings on it.
+      naming: names of categories in prompts, see `zsad_jax.data.prompt_name`.
     """
 
     training: Fields = TRAINING
@@ -35,6 +37,7 @@ class Recipe(NamedTuple):
     method_for: Mapping[str, Fields] = {}
     seed: int = 111
     trained_on: Mapping[str, Mapping[str, Fields]] = {}
+    naming: Naming = "published"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,25 +84,6 @@ PROMPT_FAMILIES: dict[str, PromptFamily] = {
     "object_agnostic": PromptFamily(normal=("{}",), anomalous=("damaged {}",), templates=("{}",)),
 }
 
-# Words of AA-CLIP for classes of MVTec AD, VisA and medical sets, by class name. Its code also describes those
-# of MPDD and BTAD, which keep their names here.
-DESCRIPTIONS = dict(
-    one.split(": ", 1)
-    for one in texts(
-        "bottle: dark bottle, cable: top view of three cables, capsule: black and orange capsule,"
-        " carpet: gray carpet, grid: metal or plastic mesh, hazelnut: single brown hazelnut,"
-        " leather: brown leather, metal nut: metal nut which has four notched edges,"
-        " pill: oval white pill with small red speckles and the letters 'FF' engraved,"
-        " tile: speckled tile surface, transistor: a three-legged transistor placed vertically,"
-        " toothbrush: toothbrush head, wood: wood surface, zipper: a black zipper,"
-        " pcb1: dual ultrasonic distance sensor pcb module, pcb2: integrated circuits board,"
-        " pcb3: infrared sensor pcb module, pcb4: battery charging pcb module,"
-        " macaroni1: orange macaroni, macaroni2: scattered yellow macaroni, cashew: cashew nut,"
-        " pipe fryum: pipe-shaped fryum, fryum: wheel-shaped fryum snack, chewinggum: chewing gum,"
-        " brain: scan, liver: scan, retina: scan, colon: colon endoscopy image"
-    )
-)
-
 
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:
     """Returns token ids and paddings (1 = pad), cut at the longest real text.
