@@ -514,6 +514,42 @@ RECIPES = {
         },
         trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"learning_rate": 4e-5}}},
     ),
+    "adaclip": Recipe(
+        source="caoyunkang/AdaCLIP: train.py, test.py and method/",
+        method={
+            "tower": "adaclip",
+            "normal_states": prompts.PROMPT_FAMILIES["industrial"].normal,
+            "abnormal_states": prompts.PROMPT_FAMILIES["industrial"].anomalous,
+            "prompt_type": "SD",
+            "prompt_branch": "VL",
+            "num_prompts": 5,
+            "prompt_depth": 4,
+            "hsf": "kmeans",
+            "clusters": 20,
+            "kmeans_steps": 20,
+            "hsf_share": 0.2,
+            "mosaic": 0.2,
+            "dice_rows": False,
+            "init_std": 0.02,
+            "feature_layers": (6, 12, 18, 24),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.01,
+        },
+        layers=(6, 12, 18, 24),
+        cls_norm=True,
+        patch_norm=False,
+        method_for={"mvtec_ad": {"mosaic": 0.0}},
+        training=ADAM
+        | {
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            "weight_decay": 0.01,
+            "batch_size": 1,
+            "epochs": 5,
+        },
+    ),
 }
 
 
@@ -590,6 +626,8 @@ def test_method_defaults(name):
     assert {key: found[key] for key in recipe.method} == recipe.method
     names = ("layers", "vv_from", "cls_norm", "patch_norm")
     asked = {name: getattr(recipe, name) for name in names}
+    if name == "adaclip":  # its visual tokens take values from the features
+        method = make_method(name, described, {"prompt_branch": "L"})
     params = param_shapes(method, described)
     assert asked.items() <= asked_by(method, params).items()
     assert method.image_scores[0] == image_score(method) == recipe.image_score
@@ -597,7 +635,7 @@ def test_method_defaults(name):
     assert method.aupro_thresholds == recipe.aupro_thresholds
 
 
-RESIZED_OTHERWISE = "aaclip", "anovl", "aprilgan", "musc", "vcpclip"
+RESIZED_OTHERWISE = "aaclip", "adaclip", "anovl", "aprilgan", "musc", "vcpclip"
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in RESIZED_OTHERWISE])

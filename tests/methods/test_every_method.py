@@ -31,6 +31,7 @@ COUNTS = {
     "winclip": (0, 0),
     "vcpclip": (7_687_946, 8_277_770),
     "anovl": (0, 0),
+    "adaclip": (10_661_632, 10_665_472),
 }
 OVER_TIPS = {
     "anomalyclip": {"feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14},

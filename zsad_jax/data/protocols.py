@@ -75,6 +75,13 @@ PROTOCOLS: dict[str, PaperProtocol] = {
         _FAPROMPT,
         stated_by="faprompt",
     ),
+    # One polyp set is added to each industrial one, and serves where that is not a target. The targets are the
+    # datasets that the published code links to, which are those of TIPSomaly's tables.
+    "adaclip": PaperProtocol(
+        "mvtec_ad+cvc_colondb",
+        dict.fromkeys(("mvtec_ad", "cvc_colondb"), "visa+cvc_clinicdb"),
+        _TIPSOMALY,
+    ),
     # ViP2-CLIP's Table 9: one polyp set is added to the industrial one, the other for itself.
     "vip2clip_medical": PaperProtocol(
         "mvtec_ad+cvc_colondb",

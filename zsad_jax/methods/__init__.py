@@ -59,6 +59,7 @@ METHODS = {
     "knn": _included("knn", "KnnConfig"),
     "aprilgan": _included("aprilgan", "AprilGANConfig"),
     "vcpclip": _included("vcpclip", "VCPCLIPConfig"),
+    "adaclip": _included("adaclip", "AdaCLIPConfig"),
 }
 
 __all__ = [

@@ -364,7 +364,7 @@ class VisionSide(TypedDict):
 
     name: str
     config: MethodConfig
-    features: FeaturesFn
+    features: Callable[..., VisionFeatures]  # also takes `prompts` of the tower
     anomaly_map: AnomalyMapFn
     map_range: tuple[float, float]
     features_key: tuple[Any, ...]
@@ -407,8 +407,11 @@ def vision_side(
     if windows:
         options["windows"] = windows
 
-    def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
-        return backbone.encode_image(frozen, images, **options)
+    def features(
+        frozen: Params, params: Params, images: Images, prompts: Array | None = None
+    ) -> VisionFeatures:
+        more: VisionOptions = {} if prompts is None else {"prompts": prompts}
+        return backbone.encode_image(frozen, images, **(options | more))
 
     return {
         "name": config.name,

@@ -10,7 +10,6 @@ LABELS = ("normal", "anomalous")
 
 # Methods that papers compare with and that are not implemented.
 OTHER_METHODS = {
-    "adaclip": "AdaCLIP",
     "patchcore": "PatchCore",
     "rd4ad": "RD4AD",
 }

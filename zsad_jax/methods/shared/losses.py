@@ -74,7 +74,9 @@ def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> 
     return pixel_terms(upsample(probabilities, _size(batch)), batch)
 
 
-def margin_terms(margins: Float[Array, "b h w l"], batch: Batch) -> Terms:
+def margin_terms(
+    margins: Float[Array, "b h w l"], batch: Batch, *, dice_rows: bool = False
+) -> Terms:
     """Returns the terms of `pixel_terms`, summed over l maps as in `margin_map`.
 
     This is the segmentation loss of APRIL-GAN and its successors, of which some use no "dice_normal".
@@ -82,7 +84,8 @@ def margin_terms(margins: Float[Array, "b h w l"], batch: Batch) -> Terms:
 
     def terms(logits: Float[Array, "b H W"]) -> Terms:
         # Of both signs: 1 - p would round small probabilities to 0.
-        return pixel_terms(jax.nn.sigmoid(jnp.stack([-logits, logits], axis=-1)), batch)
+        pixels = jax.nn.sigmoid(jnp.stack([-logits, logits], axis=-1))
+        return pixel_terms(pixels, batch, dice_rows=dice_rows)
 
     pixels = upsample(margins, _size(batch), align_corners=True)
     return {name: x.sum() for name, x in jax.vmap(terms, in_axes=-1)(pixels).items()}
@@ -92,14 +95,32 @@ def _size(batch: Batch) -> tuple[int, int]:
     return batch.masks.shape[1], batch.masks.shape[2]
 
 
-def pixel_terms(pixels: Float[Array, "b H W 2"], batch: Batch) -> Terms:
-    """Returns {"focal", "dice_abnormal", "dice_normal"} of probabilities at each pixel of the masks."""
+def pixel_terms(pixels: Float[Array, "b H W 2"], batch: Batch, *, dice_rows: bool = False) -> Terms:
+    """Returns {"focal", "dice_abnormal", "dice_normal"} of probabilities at each pixel of the masks.
+
+    With `dice_rows`, the Dice losses are means over rows of pixels in place of images.
+    """
     rows = segmentation_rows(batch).astype(jnp.float32)
+
+    def dice(probabilities: Float[Array, "b H W"], masks: Float[AnyArray, "b H W"]) -> Array:
+        if not dice_rows:
+            return dice_loss(probabilities, masks, rows)
+        b, height, width = masks.shape
+        shape = b * height, 1, width
+        weights = jnp.repeat(rows, height)
+        return dice_loss(probabilities.reshape(shape), masks.reshape(shape), weights)
+
     return {
         "focal": focal_loss(pixels, batch.masks, rows),
-        "dice_abnormal": dice_loss(pixels[..., 1], batch.masks, rows),
-        "dice_normal": dice_loss(pixels[..., 0], 1 - batch.masks, rows),
+        "dice_abnormal": dice(pixels[..., 1], batch.masks),
+        "dice_normal": dice(pixels[..., 0], 1 - batch.masks),
     }
+
+
+def image_focal(margins: Float[Array, " b"], batch: Batch) -> Float[Array, ""]:
+    """Returns the focal loss of image labels; a margin is the logit of anomalous less that of normal."""
+    both = jax.nn.sigmoid(jnp.stack([-margins, margins], axis=-1))[:, None, None]
+    return focal_loss(both, batch.labels[:, None, None], batch.valid.astype(jnp.float32))
 
 
 def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
