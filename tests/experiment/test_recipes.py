@@ -395,6 +395,7 @@ RECIPES = {
         },
         vv_from=1,
         cls_norm=True,
+        map_range=None,
         aupro_thresholds="numpy",
         training=None,
         backbone=CLIP | {"name": "clip-vit-b16-plus-240", "image_size": None},

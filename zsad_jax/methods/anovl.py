@@ -264,6 +264,7 @@ def anovl(backbone: Backbone, config: AnoVLConfig | Fields | None = None) -> Met
         features=features,
         features_key=(*key, "views", config.global_token) if config.views else key,
         anomaly_map=make_map,
+        map_range=None,  # without a small temperature, maps have a small part of [0, 1]
     )
 
 
