@@ -191,8 +191,8 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
 
     def compare(
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
-    ) -> tuple[list[Float[Array, "b h w layers"]], dict[str, Array]]:
-        """Returns the margins of projected patches, those of Post-VCP, and extras.
+    ) -> tuple[Float[Array, "b h w kinds*layers"], dict[str, Array]]:
+        """Returns the margins of projected patches, then those of Post-VCP, and extras.
 
         For patches x_l of layer l, the texts T, and those T_l that have attended to x_l, they are
         exp(t_1) (cos(W_l x_l, T_a) - cos(W_l x_l, T_n)) and exp(t_2) (cos(x_l, T_l,a) - cos(x_l, T_l,n)).
@@ -206,28 +206,43 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
             texts, extras["attention"] = attend(params["attention"], text, patches)
             extras["layer_text_features"] = normalize(texts)
             values["new"] = jnp.moveaxis(cosines(patches, texts), 1, -2)
-        return [jnp.exp(scales[k]) * (x[..., 1] - x[..., 0]) for k, x in values.items()], extras
+        found = [jnp.exp(scales[k]) * (x[..., 1] - x[..., 0]) for k, x in values.items()]
+        return jnp.concatenate(found, axis=-1), extras
+
+    def pixels_of(
+        margins: Float[Array, "b h w kinds*layers"], size: anomaly_map.Size
+    ) -> Float[Array, "b H W kinds"]:
+        """Returns the probabilities of pixels, the mean over layers for each kind of margins."""
+        pixels = jax.nn.sigmoid(anomaly_map.upsample(margins, size, align_corners=True))
+        return pixels.reshape(*pixels.shape[:3], -1, count).mean(axis=-1)
 
     def compute(
         frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Scores:
-        """Returns the margins, and the sum over both kinds of the mean of their map's largest pixels."""
+        """Returns the margins, and the sum over both kinds of the mean of their map's largest pixels.
+
+        It is the mean of all pixels where these are fewer than `config.top_pixels`.
+        """
         if config.pre_vcp:
             text = condition(frozen, params, features)
         found, extras = compare(params, text, features)
-        size = backbone.preprocess.image_size
-        image = sum(_mean_of_largest(one, size, config.top_pixels) for one in found)
-        return Scores({"patch": jnp.asarray(image)}, jnp.concatenate(found, axis=-1), extras)
+        pixels = pixels_of(found, backbone.preprocess.image_size)
+        flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).swapaxes(1, 2)
+        largest = jax.lax.top_k(flat, min(config.top_pixels, flat.shape[-1]))[0]
+        return Scores({"patch": largest.mean(axis=-1).sum(axis=-1)}, found, extras)
 
     def make_map(patches: Float[Array, "b h w c"], size: anomaly_map.Size) -> Float[Array, "b H W"]:
-        shares = (config.alpha, 1 - config.alpha) if config.post_vcp else (1.0,)
-        weights = [share / count for share in shares for _ in range(count)]
-        return anomaly_map.margin_map(patches, size, weights=weights, sigma=config.sigma)
+        """Returns (alpha P_raw + (1 - alpha) P_new) of the probabilities of pixels, smoothed."""
+        pixels = pixels_of(patches, size)
+        if config.post_vcp:
+            pixels *= jnp.array([config.alpha, 1 - config.alpha])
+        summed = pixels.sum(axis=-1, keepdims=True)
+        return anomaly_map.upsample(summed, size, sigma=config.sigma)[..., 0]
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns the sum of focal and Dice losses over layers and both kinds of maps."""
         found, _ = compare(params, condition(frozen, params, features), features)
-        terms = losses.margin_terms(jnp.concatenate(found, axis=-1), batch)
+        terms = losses.margin_terms(found, batch)
         terms.pop("dice_normal")
         return sum(terms.values(), start=jnp.zeros(())), terms
 
@@ -263,15 +278,6 @@ def _tokenize(
     empty, *lengths = (paddings == 0).sum(axis=1)
     places = [backbone.num_start_tokens + int(length - empty) for length in lengths[:2]]
     return ids[-2:], paddings[-2:], places
-
-
-def _mean_of_largest(
-    margins: Float[Array, "b h w layers"], size: int, count: int
-) -> Float[Array, " b"]:
-    """Returns the mean of the `count` largest pixels of the layers' mean map; of all where there are fewer."""
-    maps = anomaly_map.margin_map(margins, size) / margins.shape[-1]
-    pixels = maps.reshape(len(maps), -1)
-    return jax.lax.top_k(pixels, min(count, pixels.shape[1]))[0].mean(axis=1)
 
 
 def _import_params(config: VCPCLIPConfig, state: Arrays) -> Params:

@@ -132,9 +132,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         if "banks" in references:
             found = []
             for (size, x), bank in zip(tokens, references["banks"], strict=True):
-                distance = distances(bank, category, x)
-                # Rounding can make it negative, whose harmonic mean would be any number.
-                found.append(window_map(jnp.maximum(distance, 0) / 2, size))
+                found.append(window_map(distances(bank, category, x) / 2, size))
             association = jnp.stack(found).mean(axis=0)
             patches = (patches + association) / 2
             image = (image + association.max(axis=(1, 2))) / 2

@@ -6,7 +6,6 @@ columns.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -117,17 +116,14 @@ def margin_map(
     margins: Float[Array, "b h w l"],
     size: Size,
     *,
-    weights: Sequence[float] | None = None,
     sigma: float = 0.0,
 ) -> Float[Array, "b H W"]:
     """Returns the sum over l of the probabilities of an anomaly, smoothed with a Gaussian of `sigma` pixels.
 
     A margin is the logit of the anomalous state less that of the normal one. Margins are up-sampled, with
     outermost centers that coincide, as in APRIL-GAN and its successors: as that is linear, the sigmoid of a
-    pixel is the softmax of both logits. `weights` are those of each of l in the sum; None: all are 1.
+    pixel is the softmax of both logits.
     """
     probabilities = jax.nn.sigmoid(upsample(margins, size, align_corners=True))
-    if weights is not None:
-        probabilities *= jnp.asarray(weights)
     summed = probabilities.sum(axis=-1, keepdims=True)
     return (upsample(summed, size, sigma=sigma) if sigma else summed)[..., 0]

@@ -42,7 +42,8 @@ def distances(
         found = 1 - (products := jnp.einsum("bnd,bmd->bnm", tokens, others, precision=highest))
         if metric == "L2":
             x, y = (jnp.square(rows).sum(axis=-1) for rows in (tokens, others))
-            found = jnp.maximum(x[..., None] + y[:, None] - 2 * products, 0)  # 0 but for rounding
+            found = x[..., None] + y[:, None] - 2 * products
+        found = jnp.maximum(found, 0)  # rounding can make it negative
         if valid is not None:
             found = jnp.where(valid[category, number][:, None], found, jnp.inf)
         if k == 1:  # much faster than to sort
