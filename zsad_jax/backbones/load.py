@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
@@ -52,6 +52,7 @@ def load_backbone(
     activation: str | None = None,
     attention: AttentionForm = "auto",
     bit_depth: int = 16,
+    resize: Literal["bilinear", "bicubic"] | None = None,
     **overrides: Any,
 ) -> Backbone:
     """Loads a frozen backbone, ready to encode.
@@ -75,6 +76,7 @@ def load_backbone(
       attention: "auto", on each device the fastest form (on NVIDIA GPUs that of cuDNN, for bfloat16), or
         "plain", the same form everywhere.
       bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
+      resize: how images are resized, "bilinear" or "bicubic"; None: as for the checkpoint.
       **overrides: options of a family (see `FAMILY_OPTIONS`), and sizes, which are checked against the arrays.
 
     Raises:
@@ -106,6 +108,7 @@ def load_backbone(
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
+    preprocess = dataclasses.replace(preprocess, resize=resize or preprocess.resize)
     tower = {"num_heads": num_heads, "activation": activation, "attention": attention}
     chosen = {"dtype": dtype, **tower, **overrides}
     return dataclasses.replace(backbone, preprocess=preprocess, options=chosen)

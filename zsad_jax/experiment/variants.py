@@ -19,7 +19,7 @@ SECTIONS = (
 )
 # Sections taken from another config; its datasets are ignored.
 _OF_CONFIG = SECTIONS[: SECTIONS.index("auxiliary")]
-_OF_ANY = ("image_size", "dtype", "bit_depth")  # options of a backbone that another one keeps
+_OF_ANY = ("image_size", "dtype", "bit_depth", "resize")  # options of a backbone that another one keeps
 
 
 class Variant(NamedTuple):

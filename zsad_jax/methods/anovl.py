@@ -100,7 +100,9 @@ class AnoVLConfig(OpenClipConfig):
 
     name: ClassVar[str] = "anovl"
     title: ClassVar[str] = "AnoVL"
-    recipe: ClassVar[Recipe] = Recipe(backbone={"name": "clip-vit-b16-plus-240"})
+    recipe: ClassVar[Recipe] = Recipe(
+        backbone={"name": "clip-vit-b16-plus-240", "resize": "bilinear"}
+    )
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
