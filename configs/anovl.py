@@ -3,6 +3,7 @@
     python -m zsad_jax.main --config configs/anovl.py[:VARIANT]
 
 Images have 240 pixels, as in the paper. Without adaptation: --config.method.adapter_steps=0
+Over ViT-L/14, the published code has value-value attention in the last 12 blocks: --config.method.vv_from=13
 """
 
 from ml_collections import ConfigDict

@@ -654,6 +654,15 @@ def test_accepts_numbers_of_numpy():
     assert type(loaded.preprocess.image_size) is type(loaded.preprocess.bit_depth) is int
 
 
+def test_resizes_as_asked():
+    assert [load(resize=one).preprocess.resize for one in (None, "bilinear")] == [
+        "bicubic",
+        "bilinear",
+    ]
+    with pytest.raises(UserError, match="resize='nearest'"):
+        load(resize="nearest")
+
+
 def test_accepts_head_count_of_named_model(monkeypatch):
     """Checks that the number of heads of the vision tower does not change that of the text tower."""
     release = registry.RELEASES["clip-vit-b32"]._replace(

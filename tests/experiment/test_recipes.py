@@ -398,7 +398,7 @@ RECIPES = {
         map_range=None,
         aupro_thresholds="numpy",
         training=None,
-        backbone=CLIP | {"name": "clip-vit-b16-plus-240", "image_size": None},
+        backbone=CLIP | {"name": "clip-vit-b16-plus-240", "image_size": None, "resize": "bilinear"},
     ),
     "musc": Recipe(
         source="xrli-U/MuSc as run: OpenAI's weights with the exact GELU; the share is rounded up here",

@@ -10,6 +10,7 @@ import pytest
 
 from zsad_jax.methods import Batch, count_parameters, make_method
 from zsad_jax.methods.shared import augmentation, prompt_files
+from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances; MAPS follows a softmax with a small temperature
 CLASSES = ("dark bottle", "metal nut which has four notched edges")
@@ -184,6 +185,17 @@ def test_reads_files_of_authors(method, clip, params, golden, tmp_path):
     file = prompt_files.find(str(tmp_path / "both.npz"))
     loaded = prompt_files.load(file, method, clip)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize(
+    ("part", "missing"), [("text_adapter", "image_adapter"), ("image_adapter", "text_adapter")]
+)
+def test_rejects_one_of_the_two_files(method, clip, golden, tmp_path, part, missing):
+    arrays = without(golden, "param/")
+    np.savez(tmp_path / "one.npz", **{k: x for k, x in arrays.items() if k.startswith(part)})
+    file = prompt_files.find(str(tmp_path / "one.npz"))
+    with pytest.raises(UserError, match=rf"The file has no {missing}\. Join text_adapter\.pth and"):
+        prompt_files.load(file, method, clip)
 
 
 def test_counts_parameters_as_published():

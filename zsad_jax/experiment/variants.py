@@ -19,7 +19,8 @@ SECTIONS = (
 )
 # Sections taken from another config; its datasets are ignored.
 _OF_CONFIG = SECTIONS[: SECTIONS.index("auxiliary")]
-_OF_ANY = ("image_size", "dtype", "bit_depth", "resize")  # options of a backbone that another one keeps
+# Options of a backbone that another one keeps.
+_OF_ANY = ("image_size", "dtype", "bit_depth", "resize")
 
 
 class Variant(NamedTuple):

@@ -41,6 +41,7 @@ from zsad_jax.methods.shared.config import (
 from zsad_jax.methods.shared.scaling import ImageScores, scale_over_category
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
 
 # Of the Gaussian that smooths the scores of patches, in patches.
 INDUSTRIAL, MEDICAL = {"sigma": 1.0, "radius": 3}, {"sigma": 1.5, "radius": 4}
@@ -248,6 +249,12 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
 
     def import_params(state: Arrays) -> Params:
         """Reads both files of the published code in one: {"text_adapter": …, "image_adapter": …}."""
+        for part in ("text_adapter", "image_adapter"):
+            if not any(name.startswith(f"{part}.") for name in state):
+                raise UserError(
+                    f"The file has no {part}. Join text_adapter.pth and image_adapter.pth, for example with"
+                    " torch.save(torch.load(TEXT) | torch.load(IMAGE), 'aaclip.pth')."
+                )
         shapes = jax.eval_shape(init, jax.random.key(0), None)
         end, texts = "fc.0" if config.relu_proj else "fc", len(shapes["text_adapters"])
         names = {

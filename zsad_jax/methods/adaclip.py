@@ -48,7 +48,7 @@ TOKENS_PER_CLUSTER = 5  # most anomalous patches that are clustered
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaCLIPConfig(MethodConfig):
-    """Options of AdaCLIP; the defaults are those of the published numbers, except for `dice_rows`.
+    """Options of AdaCLIP; the defaults are the published ones, except for `dice_rows` and `kmeans_steps`.
 
     Attributes:
       tower: how CLIP's parameters are used, see `Backbone.in_form`; other families have one form.

@@ -80,7 +80,7 @@ GRAY = (0.299, 0.587, 0.114)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnoVLConfig(OpenClipConfig):
-    """Options of AnoVL; the defaults are those of the published numbers.
+    """Options of AnoVL; the defaults are those of the published numbers, except on VisA (docs/methods.md).
 
     Attributes:
       normal_states, abnormal_states: `{}` is the class name.

@@ -224,6 +224,8 @@ def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
     assert method.import_params is not None
     try:
         return method.import_params(state)
+    except UserError:
+        raise
     except Exception as error:  # shapes that the arrays of the authors do not have, too
         reason = f"The arrays of the file have unexpected shapes ({error})"
         if isinstance(error, KeyError):
