@@ -1,5 +1,6 @@
 """Fixtures and settings shared by all tests: CPU, fast compilation, a private cache directory, logging."""
 
+import contextlib
 import importlib.util
 import logging as python_logging
 import mmap
@@ -8,6 +9,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import pytest
@@ -37,6 +39,11 @@ def known_flags():
 # Set before jax is imported, here and in subprocesses, so that tests never wait for an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# What one process compiles, the others read: the workers of a session and the commands that tests run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in known_flags() if flag not in given), *given])
 
@@ -73,7 +80,7 @@ def run_app():
     from zsad_jax.utils import command_line
 
     def run(main, module, argv):
-        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), same_logging():
             patch.setattr("sys.argv", argv)
             flags.FLAGS.unparse_flags()
             try:
@@ -171,19 +178,25 @@ def home(tmp_path_factory, monkeypatch):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def restore_logging(monkeypatch):
+@contextlib.contextmanager
+def same_logging():
     """Restores the settings of logging and warnings that a command changes for its process."""
     logger, root, of_jax = (
         logging.get_absl_logger(),
         python_logging.getLogger(),
         python_logging.getLogger("jax"),
     )
-    for one in (logger, root):
-        monkeypatch.setattr(one, "handlers", one.handlers)
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
     verbosity, level = logging.get_verbosity(), of_jax.level
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        for one in (logger, root):
+            patch.setattr(one, "handlers", one.handlers)
+        patch.setattr(logger, "propagate", logger.propagate)
         yield
     logging.set_verbosity(verbosity)
     of_jax.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    with same_logging():
+        yield

@@ -338,11 +338,26 @@ def _apply(tower: nn.Module, params: Params, side: str, *arrays: Any, **options:
             f"The first argument is {type(params).__name__} without {side!r}. Pass backbone.params."
         )
     try:
-        return tower.apply({"params": params[side]}, *arrays, **options)
+        leaves, form = jax.tree.flatten((arrays, options))
+        given = [isinstance(x, np.ndarray | jax.Array) for x in leaves]
+        fixed = tuple(None if array else x for x, array in zip(leaves, given, strict=True))
+        traced = [x if array else None for x, array in zip(leaves, given, strict=True)]
+        return _apply_compiled(tower, form, fixed, params[side], traced)
     except flax.errors.FlaxError as error:
         raise UserError(
             f"The {side!r} parameters are not those of this backbone. Pass its own backbone.params."
         ) from error
+
+
+# Traced once for all programs with these shapes, of which it becomes a part like any other code. Numbers stay
+# those of Python (`fixed`).
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _apply_compiled(
+    tower: nn.Module, form: Any, fixed: tuple[Any, ...], params: Params, traced: list[Array | None]
+) -> Any:
+    leaves = [one if x is None else x for x, one in zip(traced, fixed, strict=True)]
+    arrays, options = jax.tree.unflatten(form, leaves)
+    return tower.apply({"params": params}, *arrays, **options)
 
 
 def apply_options(

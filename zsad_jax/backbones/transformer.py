@@ -440,17 +440,9 @@ class TextTower(nn.Module):
 
 
 def tree_of(tower: VisionTower | TextTower) -> Params:
-    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
-
-    Traces only one block, since all blocks of a tower have the same shapes. One patch or one token is enough:
-    position tables have the size that the fields give, whatever the input.
-    """
-    inputs = [np.zeros((1, 1), np.int32)] * 2  # a token as id and as padding
-    if isinstance(tower, VisionTower):
-        patch = tower.sizes.patch_size
-        inputs = [np.zeros((1, patch, patch, 3), np.float32)]
+    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
+    # All blocks of a tower have the same shapes.
     one = tower.clone(sizes=dataclasses.replace(tower.sizes, depth=1))
-    shapes = jax.eval_shape(one.init, jax.random.key(0), *inputs)
 
     def repeated(tree: Params) -> Params:
         if "encoderblock_0" in tree:
@@ -458,7 +450,21 @@ def tree_of(tower: VisionTower | TextTower) -> Params:
             return {f"encoderblock_{i}": tree["encoderblock_0"] for i in blocks}
         return {k: repeated(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
-    return repeated(shapes["params"])
+    return repeated(_shapes_of(one))
+
+
+@functools.cache
+def _shapes_of(tower: VisionTower | TextTower) -> Params:
+    """Traces a tower for `tree_of`.
+
+    One patch or one token is enough: position tables have the size that the fields give, whatever the input.
+    """
+    inputs = [np.zeros((1, 1), np.int32)] * 2  # a token as id and as padding
+    if isinstance(tower, VisionTower):
+        patch = tower.sizes.patch_size
+        inputs = [np.zeros((1, patch, patch, 3), np.float32)]
+    shapes: Params = jax.eval_shape(tower.init, jax.random.key(0), *inputs)["params"]
+    return shapes
 
 
 # The axis of arrays that devices share: outputs of the first layers of attention (whole heads) and of the
@@ -564,11 +570,11 @@ class Transformer(nn.Module):
             row = rows[i - 1] if 1 <= i <= len(rows) else None
             if row is not None and start is None:
                 longer, all_valid = _insert(x, valid, row, 0)
-                x = block(longer, all_valid)[0][:, row.shape[1] :]
+                x = self._run(block, longer, all_valid)[0][:, row.shape[1] :]
             else:
                 if row is not None and start is not None:
                     x = x.at[:, start : start + row.shape[1]].set(row.astype(x.dtype))
-                x, stream = block(x, valid, stream, through)
+                x, stream = self._run(block, x, valid, stream, through)
             if adapters is not None and i < len(adapters.kernels):
                 x = _adapt(x, adapters.kernels[i], adapters.share)
             outputs[i + 1] = x if stream is None else stream
@@ -580,6 +586,27 @@ class Transformer(nn.Module):
         if inserted.stop:
             found = [without_inserted(x) for x in found]
         return found[0], found[1:]
+
+    def _run(self, block: Block, *arguments: Any) -> Any:
+        """Runs a block, which is traced once for all blocks with equal shapes."""
+        if self.is_initializing():
+            return block(*arguments)
+        params = self.variables.get("params", {}).get(block.name, {})
+        with jax.named_scope(str(block.name)):
+            return _run_block(block.clone(parent=None, name=None), params, *arguments)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5), inline=True)
+def _run_block(
+    block: Block,
+    params: Params,
+    x: Array,
+    valid: Array | None,
+    stream: Array | None = None,
+    path: VVPath = "beside",
+) -> tuple[Array, Array | None]:
+    out: tuple[Array, Array | None] = block.apply({"params": params}, x, valid, stream, path)
+    return out
 
 
 def _insert(

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -19,6 +20,18 @@ FILE_NAME = "curves.jsonl"
 EVENTS_FOLDER = "tensorboard"
 
 
+def _import_writer() -> Any:
+    """Imports tensorboardX without PyTorch, which it imports where it can; that takes seconds."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("torch", None)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if modules["torch"] is None:
+            del modules["torch"]
+    return SummaryWriter
+
+
 class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
     """Writes the training curve of a working directory, one step at a time; a context manager.
 
@@ -27,8 +40,6 @@ class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
     """
 
     def __init__(self, workdir: PathLike, resume_step: int | None = None):
-        from tensorboardX import SummaryWriter
-
         path, events = pathlib.Path(workdir) / FILE_NAME, pathlib.Path(workdir) / EVENTS_FOLDER
         kept = [] if resume_step is None else read_curves(workdir)
         # Later steps are trained again and would appear twice.
@@ -40,7 +51,7 @@ class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
         # Makes TensorBoard hide the events of those steps, which cannot be removed from its files.
         purge_step = None if resume_step is None else resume_step + 1
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        self._events = SummaryWriter(os.fspath(events), purge_step=purge_step)
+        self._events = _import_writer()(os.fspath(events), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to every curve; steps count from 1, and non-finite values become null in the JSON."""
