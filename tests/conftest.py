@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Ignores files of parity tests that are deselected: their imports take seconds."""
+    ignored = "not parity" in config.option.markexpr and collection_path.match("*_parity.py")
+    return ignored or None
+
+
 @pytest.fixture
 def set_fallback_fonts(monkeypatch):
     """Returns a function that sets the fonts that pictures fall back on."""

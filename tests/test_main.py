@@ -1,6 +1,10 @@
-"""Tests of the main command in its own process, on a tiny model and two tiny datasets."""
+"""Tests of the main command, on a tiny model and two tiny datasets.
+
+Most runs are in this process, where nothing is imported again; the first one is in its own.
+"""
 
 import collections
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +21,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from zsad_jax import main
 from zsad_jax.data.open import open_dataset
 from zsad_jax.experiment.config import from_config
 from zsad_jax.experiment.run import run_experiment
@@ -114,24 +119,38 @@ def command(folder, workdir, *overrides):
 
 
 def environment(folder):
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
-        "0"  # JAX's default, a second, is longer than most
-    )
-    return os.environ | cache | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
+    return os.environ | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
 
 
-def run(folder, workdir, *overrides, **variables):
+def run_alone(folder, workdir, *overrides):
     return subprocess.run(
         command(folder, workdir, *overrides),
-        env=environment(folder) | variables, cwd=folder, capture_output=True, text=True, timeout=300,
+        env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(folder, run_app):
+    """Returns a function that runs the command in this process; it returns the exit code and stderr."""
+
+    def run(workdir, *overrides):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            patch.chdir(folder)
+            patch.setenv("ZSAD_JAX_HOME", str(folder / "home"))
+            _, _, *argv = command(folder, workdir, *overrides)
+            code = run_app(main.main, "zsad_jax.main", argv)
+        return code or 0, said.getvalue()
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def finished(folder):
     """Returns the working directory of a finished run."""
-    done = run(folder, "whole")
+    done = run_alone(folder, "whole")
     assert done.returncode == 0, done.stderr
     return folder / "whole"
 
@@ -192,14 +211,14 @@ def test_run_record_describes_training(finished):
     assert unlike.items() <= run["unlike_paper"].items()
 
 
-def test_rerun_computes_nothing_and_changes_no_byte(folder, finished):
+def test_rerun_computes_nothing_and_changes_no_byte(run, finished):
     before = results(finished)
     training = prompts(finished)
     stamp = next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns
-    done = run(folder, "whole")
-    assert done.returncode == 0, done.stderr
+    code, said = run("whole")
+    assert code == 0, said
     assert results(finished) == before
-    assert "Reusing the results of target from an earlier run." in done.stderr
+    assert "Reusing the results of target from an earlier run." in said
     np.testing.assert_equal(prompts(finished), training)
     assert next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns == stamp
     (curves,) = finished.glob("training/*/curves.jsonl")
@@ -227,15 +246,15 @@ def kill_when(folder, workdir, happened):
         ("evaluation/killed", "training/*/prompts.npz"),
     ],
 )
-def test_resumes_after_kill(folder, finished, workdir, sign):
+def test_resumes_after_kill(folder, run, finished, workdir, sign):
     """Kills a run after an epoch or after training; the resumed run gives the same numbers as a whole one.
 
     The directories have no sibling from which the finished training would be copied.
     """
     kill_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
     assert not (folder / workdir / "results.json").exists()
-    done = run(folder, workdir)
-    assert done.returncode == 0, done.stderr
+    code, said = run(workdir)
+    assert code == 0, said
     np.testing.assert_equal(prompts(folder / workdir), prompts(finished))
     assert results(folder / workdir) == results(finished)
 
@@ -271,10 +290,10 @@ def test_eight_devices_match_one(folder, finished, split):
             assert after == pytest.approx(before, abs=1e-3)  # text must be equal
 
 
-def test_seeds_and_sweep_run_together(folder, finished):
+def test_seeds_and_sweep_run_together(folder, run, finished):
     sweep = "{'method.sigma': [1.0, 2.0], 'training.learning_rate': [1e-2, 2e-2]}"
-    done = run(folder, "together", "--config.seeds=2", f"--config.sweep={sweep}")
-    assert done.returncode == 0, done.stderr
+    code, said = run("together", "--config.seeds=2", f"--config.sweep={sweep}")
+    assert code == 0, said
     names = ("results", "comparisons", "results_by_seed")
     found = {one: json.loads((folder / "together" / f"{one}.json").read_text()) for one in names}
     # One training of two seeds and two rates; the other training is the checkpoint of all.
@@ -309,11 +328,11 @@ def test_seeds_and_sweep_run_together(folder, finished):
     assert (folder / "together/figures/target/ablation_sigma.png").exists()
 
 
-def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
-    done = run(folder, "sibling", "--config.method.sigma=2.0")
-    assert done.returncode == 0, done.stderr
+def test_copies_the_same_training_from_a_sibling_directory(folder, run, finished):
+    code, said = run("sibling", "--config.method.sigma=2.0")
+    assert code == 0, said
     (path,) = finished.glob("training/*/prompts.npz")
-    assert re.search(rf"Copying the finished training in .*/{path.parent.name}\.", done.stderr)
+    assert re.search(rf"Copying the finished training in .*/{path.parent.name}\.", said)
     copied = folder / "sibling" / path.relative_to(finished)
     for name in ("prompts.npz", "curves.jsonl"):
         assert (copied.parent / name).read_bytes() == (path.parent / name).read_bytes()
@@ -321,16 +340,13 @@ def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
     assert not (copied.parent / "checkpoints").exists()
 
 
-def test_reuses_prompts_of_another_run(folder, finished):
+def test_reuses_prompts_of_another_run(folder, run, finished):
     """Passes the file that training wrote to `config.checkpoints`."""
     (path,) = finished.glob("training/*/prompts.npz")
-    done = run(
-        folder,
-        "taken-over",
-        "--config.train=False",
-        f"--config.checkpoints={{'auxiliary': '{path}'}}",
+    code, said = run(
+        "taken-over", "--config.train=False", f"--config.checkpoints={{'auxiliary': '{path}'}}"
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, said
     mean, other = (
         json.loads((w / "results.json").read_text())[-1] for w in (finished, folder / "taken-over")
     )
@@ -339,7 +355,7 @@ def test_reuses_prompts_of_another_run(folder, finished):
 
 
 def test_rejects_command_line_mistakes_without_traceback(folder):
-    done = run(folder, "mistaken", "--config=nowhere.py")
+    done = run_alone(folder, "mistaken", "--config=nowhere.py")
     assert done.returncode == 2, done.stderr
     assert "nowhere.py" in done.stderr
     assert "Traceback" not in done.stderr
@@ -413,15 +429,15 @@ def test_reevaluates_changed_images(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def skipped(folder):
+def skipped(folder, run):
     """Returns a run that skips a missing dataset and evaluates a partially prepared benchmark."""
     write_dataset(folder / "data" / "mpdd", num_images=8, seed=2)
-    done = run(
-        folder, "skipped", "--config.targets=('visa', 'target', 'mpdd')", "--config.skip_missing=True",
+    code, said = run(
+        "skipped", "--config.targets=('visa', 'target', 'mpdd')", "--config.skip_missing=True",
         "--config.train=False", "--config.method.learning=none", "--config.comparisons={}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "skipped", done.stderr
+    assert code == 0, said
+    return folder / "skipped", said
 
 
 def test_skips_missing_datasets(skipped):
@@ -483,7 +499,7 @@ def test_workdir_defaults_to_config_name():
     assert found == {config: f"runs/{name}" for config, name in names.items()}
 
 
-def test_reports_and_skips_broken_image(folder, tmp_path):
+def test_reports_and_skips_broken_image(folder, run, tmp_path):
     images = tmp_path / "mine" / "test"
     rng = np.random.default_rng(0)
     for kind in ("good", "bad"):
@@ -493,12 +509,12 @@ def test_reports_and_skips_broken_image(folder, tmp_path):
             PIL.Image.fromarray(pixels).save(images / kind / f"{number}.png")
     broken = images / "bad" / "1.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    done = run(
-        folder, "broken", f"--config.targets=({{'folder': '{tmp_path / 'mine'}'}},)",
+    code, said = run(
+        "broken", f"--config.targets=({{'folder': '{tmp_path / 'mine'}'}},)",
         "--config.train=False", "--config.method.learning=none", "--config.comparisons={}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "bad/1.png" in done.stderr
+    assert code == 0, said
+    assert "bad/1.png" in said
     rows = json.loads((folder / "broken" / "results.json").read_text())
     assert rows[-1]["n_images"] == 5
     assert rows[-1]["pixel_auroc"] is None
@@ -525,9 +541,9 @@ def test_dataset_names_are_not_paths(folder, name, kind):
         open_datasets(make_variants(from_config(config)))
 
 
-def test_does_not_overwrite_results_of_other_program(folder, tmp_path):
+def test_does_not_overwrite_results_of_other_program(run, tmp_path):
     (tmp_path / "results.json").write_text("mine")
-    done = run(folder, str(tmp_path))
-    assert done.returncode == 2
-    assert "contains 'results.json', which was not written by zsad_jax" in done.stderr
+    code, said = run(str(tmp_path))
+    assert code == 2
+    assert "contains 'results.json', which was not written by zsad_jax" in said
     assert os.listdir(tmp_path) == ["results.json"]

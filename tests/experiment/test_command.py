@@ -103,7 +103,7 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
         (
             ["--config.zzz=3"],
             "config.zzz does not exist. Available: auxiliary, auxiliary_for, backbone, batch_size, checkpoints,"
-            " comparisons, data, data_dir, distributed, exact_metrics, features, image_score and 13 more.",
+            " comparisons, data, data_dir, distributed, exact_metrics, features, image_score and 14 more.",
         ),
     ],
 )

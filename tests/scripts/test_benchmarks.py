@@ -224,6 +224,7 @@ def test_metrics_agree_with_the_published_procedure(benchmark, tmp_path):
     assert found["results"][2]["times_as_fast_as_loop"] == 1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("queries", "pairs"), [([], 18), (["--queries", "2"], 10)])
 def test_musc_agrees_with_loops_over_images(benchmark, monkeypatch, tmp_path, queries, pairs):
     pytest.importorskip("torch")

@@ -48,21 +48,17 @@ def test_limits_memory(capsys):
     assert "above 1 MiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
         "checkpoints.py --count 45 --seed 1",
         "command_lines.py --count 15 --seed 5",
         "server.py --count 25 --seed 4",
-        *(
-            pytest.param(script, marks=pytest.mark.slow)
-            for script in (
-                "images.py --count 120 --seed 3",
-                "state_files.py --count 20",
-                "kills.py --count 7",
-                "kills.py --command processes --signal SIGKILL --count 2",
-            )
-        ),
+        "images.py --count 120 --seed 3",
+        "state_files.py --count 20",
+        "kills.py --count 7",
+        "kills.py --command processes --signal SIGKILL --count 2",
     ],
 )
 def test_finds_no_fault(user_environment, script):

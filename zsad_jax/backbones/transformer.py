@@ -591,8 +591,9 @@ class Transformer(nn.Module):
         """Runs a block, which is traced once for all blocks with equal shapes."""
         if self.is_initializing():
             return block(*arguments)
-        params = self.variables.get("params", {}).get(block.name, {})
-        with jax.named_scope(str(block.name)):
+        name = str(block.name)
+        params = self.variables.get("params", {}).get(name, {})
+        with jax.named_scope(name):
             return _run_block(block.clone(parent=None, name=None), params, *arguments)
 
 
@@ -604,9 +605,8 @@ def _run_block(
     valid: Array | None,
     stream: Array | None = None,
     path: VVPath = "beside",
-) -> tuple[Array, Array | None]:
-    out: tuple[Array, Array | None] = block.apply({"params": params}, x, valid, stream, path)
-    return out
+) -> Any:
+    return block.apply({"params": params}, x, valid, stream, path)
 
 
 def _insert(
