@@ -1,6 +1,7 @@
 """Fixtures and settings shared by all tests: CPU, fast compilation, a private cache directory, logging."""
 
 import contextlib
+import gc
 import importlib.util
 import logging as python_logging
 import mmap
@@ -39,6 +40,7 @@ def known_flags():
 # Set before jax is imported, here and in subprocesses, so that tests never wait for an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # those of tests are long
 # What one process compiles, the others read: the workers of a session and the commands that tests run.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled-")
@@ -48,7 +50,7 @@ given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in known_flags() if flag not in given), *given])
 
 
-LONGEST = ("test_main.py", "test_combinations.py", "test_faprompt.py")
+LONGEST = ("test_switches.py", "test_combinations.py", "test_main.py", "test_faprompt.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -60,6 +62,11 @@ def pytest_ignore_collect(collection_path, config):
     """Ignores files of parity tests that are deselected: their imports take seconds."""
     ignored = "not parity" in config.option.markexpr and collection_path.match("*_parity.py")
     return ignored or None
+
+
+def pytest_collection_finish():
+    """Excludes what is imported, which stays, from later searches for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture
