@@ -560,21 +560,52 @@ def test_fixed_is_computed_from_untrained_parameters(tmp_path, held):
         np.testing.assert_array_equal([loss for _, loss in own], expected)
 
 
-def test_mosaics_are_of_the_category(tmp_path):
-    """Uses two categories of which all images have one gray value, so that mosaics have it as well."""
+@pytest.mark.parametrize("which", ["all", "anomalous"])
+def test_mosaics_are_of_the_category(tmp_path, which):
+    """Uses a category of darker normal and brighter anomalous images, and one of normal images alone."""
     seen = []
 
     def loss(frozen, params, features, batch):
-        jax.debug.callback(lambda *arrays: seen.append(arrays), features, batch.category)
+        jax.debug.callback(lambda *arrays: seen.append(arrays), 255 * features, batch.category)
         return params["level"], {}
 
     samples = [
-        Sample(image=encoded(np.full((SIZE, SIZE, 3), gray, np.uint8)), category=str(gray))
-        for gray in (0, 255, 0, 255, 255)
+        Sample(
+            image=encoded(np.full((SIZE, SIZE, 3), gray, np.uint8)),
+            category=str(gray // 200),
+            label=int(gray == 120),
+            has_mask=True,
+        )
+        for gray in (80, 120, 200, 80, 120, 80, 200)
     ]
-    toy = method(loss=loss, stages=(Stage(mosaic=1.0),))
-    run(tmp_path, data=Samples("two", samples), toy=toy, epochs=1, batch_size=5, shuffle=True)
+    toy = method(loss=loss, stages=(Stage(mosaic=1.0, mosaic_of=which),))
+    run(tmp_path, data=Samples("two", samples), toy=toy, epochs=9, batch_size=7, shuffle=True)
     jax.effects_barrier()
-    ((brightness, category),) = seen
-    np.testing.assert_allclose(brightness, category, atol=1e-6)
-    assert sorted(category.tolist()) == [0, 0, 1, 1, 1]
+    for brightness, category in seen:
+        assert sorted(category.tolist()) == [0, 0, 0, 0, 0, 1, 1]
+        np.testing.assert_allclose(brightness[category == 1], 200, atol=0.01)
+    dark = np.concatenate([brightness[category == 0] for brightness, category in seen])
+    if which == "anomalous":
+        np.testing.assert_allclose(dark, 120, atol=0.01)
+    else:  # quarters of 80 and 120
+        assert {80, 90, 100, 110, 120} == {*np.unique(dark.round()).astype(int)}
+
+
+def test_changes_images_before_they_are_normalized(tmp_path):
+    seen = []
+
+    def loss(frozen, params, features, batch):
+        jax.debug.callback(lambda *arrays: seen.append(arrays), features, batch.masks)
+        return params["level"], {}
+
+    stage = Stage(augment=lambda key, image, mask: (image / 2, image[..., 0]))
+    toy = method(loss=loss, stages=(stage,), features=lambda frozen, params, images: images)
+    run(tmp_path, toy=toy, epochs=1, batch_size=5, preprocess=OTHER)
+    jax.effects_barrier()
+    ((images, masks),) = seen
+    values = np.arange(5) * 40 / 255
+    np.testing.assert_allclose(
+        masks, np.broadcast_to(values[:, None, None], masks.shape), rtol=1e-6
+    )
+    expected = (values[:, None] / 2 - OTHER.mean) / OTHER.std
+    np.testing.assert_allclose(images[:, 0, 0], expected, atol=1e-6)

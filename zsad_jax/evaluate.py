@@ -28,7 +28,7 @@ from zsad_jax.backbones.feature_cache import (
     FeatureStream,
 )
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_categories
+from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_field
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.references import References
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
@@ -370,7 +370,7 @@ def _score_across(
 ) -> Scores:
     """Returns the scores of all images, by position; those of unreadable images are zeros."""
     dataset, (key,) = features.dataset, features.encoders
-    of_images = read_categories(dataset)
+    of_images = read_field(dataset, "category")
     valid = np.zeros(len(dataset), bool)
     issues: list[Issue] = []
     found, order = [], []

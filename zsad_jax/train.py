@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt8, UInt32
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import ImageBatch, read_categories
+from zsad_jax.data.dataset import ImageBatch, read_field
 from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of, untrained
 from zsad_jax.utils import distributed, files, sharding
@@ -205,14 +205,14 @@ def make_step(
         # conversion with the losses, whose last bits change.
         masks = jax.lax.optimization_barrier(batch.masks.astype(jnp.float32))
         batch = dataclasses.replace(batch, masks=masks, fixed=state.fixed)
-        if from_images:
-            features = backbone.preprocess.normalize(features)
         if stage.augment:
             assert batch.key is not None  # see `make_steps`
             augmenting, key = jax.random.split(batch.key)
-            each = jax.random.split(augmenting, len(masks)), features, masks
-            features, masks = jax.vmap(stage.augment)(*each)
-            batch = dataclasses.replace(batch, masks=masks, key=key)
+            each = jax.random.split(augmenting, len(masks)), features / np.float32(255), masks
+            images, masks = jax.vmap(stage.augment)(*each)
+            features, batch = 255 * images, dataclasses.replace(batch, masks=masks, key=key)
+        if from_images:
+            features = backbone.preprocess.normalize(features)
         (total, terms), gradient = differentiate(state.params, frozen, features, batch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -320,7 +320,7 @@ def train(
         """Passes once over the data."""
         label = f"train {dataset.name} epoch {epoch + 1}"
         of_epoch = [[jax.random.fold_in(key, epoch) for key in own] for _, *own in keys]
-        order = _make_order(config.at(stage), stage.mosaic, images.categories, of_epoch, mesh)
+        order = _make_order(config.at(stage), stage.mosaic, images.pools, of_epoch, mesh)
 
         def run_steps() -> Iterator[tuple[Bool[Array, "steps members"], Terms]]:
             nonlocal states
@@ -399,7 +399,13 @@ class _Images:
         self._key, _ = encoder_of(method, stage)
         self._features, self._mesh = features.select([self._key]), mesh
         self._dataset = dataset = features.dataset
-        self.categories = read_categories(dataset) if stage.mosaic else np.empty(len(dataset))
+        # Of each image, the positions of those that a mosaic in its place is made of.
+        self.pools: list[Int[np.ndarray, " n"]] = [np.empty(0, int)] * len(dataset)
+        if stage.mosaic:
+            of_each, labels = (read_field(dataset, name) for name in ("category", "label"))
+            fits = labels == 1 if stage.mosaic_of == "anomalous" else np.full(len(dataset), True)
+            pools = {name: np.flatnonzero(fits & (of_each == name)) for name in {*of_each}}
+            self.pools = [pools[name] for name in of_each]
         self._resident, self.steps_per_call = None, 1
         self._log = distributed.by_main(log_issues)
         if found := self._features.resident():
@@ -445,27 +451,27 @@ def count_steps(method: Method, config: TrainingConfig, num_images: int, epochs:
 def _make_order(
     config: TrainingConfig,
     mosaic: float,
-    categories: np.ndarray,
+    pools: Sequence[Int[np.ndarray, " n"]],
     keys: Sequence[Sequence[Array]],
     mesh: Mesh,
 ) -> Order:
     """Returns the order of an epoch, given two keys of each member: for its images, and for its steps.
 
-    The first one shuffles, and draws the images of mosaics from each image's category: each image then has four
+    The first one shuffles, and draws the images of mosaics from each image's pool: each image then has four
     positions along a further axis, of which the last three are -1 where it is no mosaic.
     """
-    count = len(categories)
+    count = len(pools)
     orders = [np.arange(count)]
     if config.shuffle or mosaic:
         seeds = [int(jax.random.randint(key, (), 0, 2**31 - 1)) for key, _ in keys]
         generators = [np.random.default_rng(seed) for seed in seeds]
         orders = [one.permutation(count) if config.shuffle else orders[0] for one in generators]
     if mosaic:
-        members = {name: np.flatnonzero(categories == name) for name in {*categories}}
         for number, (own, one) in enumerate(zip(orders, generators, strict=True)):
             orders[number] = np.pad(own[:, None], [(0, 0), (0, 3)], constant_values=-1)
             for row in np.flatnonzero(one.random(count) < mosaic):
-                orders[number][row] = one.choice(members[categories[own[row]]], 4)
+                if len(pool := pools[own[row]]):
+                    orders[number][row] = one.choice(pool, 4)
     size, steps = config.batch_size, config.steps(count)
     rest = [(0, 0)] * (np.ndim(orders) - 2)
     padded = np.pad(orders, [(0, 0), (0, steps * size - count), *rest], constant_values=-1)

@@ -345,6 +345,8 @@ RECIPES = {
             "text_epochs": 5,
             "text_batch_size": 16,
             "augment": 0.5,
+            "text_augment": 0.0,  # 0.5 in the published code, where its features are not stored
+            "color": 0.7,
             "domain": "industrial",
             "normalize": "category",
             "cls_norm": True,
@@ -494,6 +496,8 @@ RECIPES = {
             "top_pixels": 2000,
             "normalize": "category",
             "mosaic": 0.2,
+            "mosaic_of": "anomalous",
+            "augment": 0.5,
             "feature_layers": (6, 12, 18, 24),
             "cls_norm": True,
             "global_token": 0,

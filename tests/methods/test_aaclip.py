@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from zsad_jax.methods import Batch, count_parameters, make_method
-from zsad_jax.methods.shared import augmentation, prompt_files
+from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances; MAPS follows a softmax with a small temperature
@@ -217,21 +218,42 @@ def test_underscores_of_class_names_are_spaces(clip):
     assert {"a photo of the pipe-shaped fryum.", "a photo of the round plate."} < set(seen)
 
 
-def test_moves_image_and_mask_together():
-    side = 32
-    mask = np.zeros((side, side), np.float32)
-    mask[4:12, 8:24] = 1
-    image = np.repeat(mask[..., None], 3, axis=-1)
-    keys = jax.random.split(jax.random.key(0), 64)
-    move = functools.partial(augmentation.move, image=image, mask=mask)
-    same = jax.vmap(functools.partial(move, probability=0.0))(keys)
-    np.testing.assert_array_equal(same[0], np.broadcast_to(image, (64, *image.shape)))
-    np.testing.assert_array_equal(same[1], np.broadcast_to(mask, (64, *mask.shape)))
-    images, masks = jax.vmap(functools.partial(move, probability=0.5))(keys)
-    assert set(np.unique(masks)) == {0, 1}
-    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), masks.mean(axis=(1, 2)), atol=0.01)
-    assert np.abs(images[..., 0] - masks).mean() < 0.01
-    kept = (masks == mask).all(axis=(1, 2))
-    assert 0 < kept.sum() < 16  # a sixteenth is expected
-    flipped = (masks == mask[::-1]).all(axis=(1, 2))
-    assert flipped.sum() > 0
+def test_changes_images_as_published(clip):
+    """Shows that what comes from outside of an image has the mean color, and colors apart from moves."""
+    mean = (0.1, 0.2, 0.3)
+    tower = dataclasses.replace(clip, preprocess=dataclasses.replace(clip.preprocess, mean=mean))
+    image, mask = np.full((9, 9, 3), (0.5, 0.4, 0.6), np.float32), np.ones((9, 9), np.float32)
+    keys = jax.random.split(jax.random.key(0), 32)
+
+    def change(stage, **config):
+        run = jax.vmap(make_method("aaclip", tower, config).stages[stage].augment, (0, None, None))
+        return map(np.asarray, jax.jit(run)(keys, image, mask))
+
+    for stage, config in ((1, {"augment": 1.0, "color": 0.0}), (0, {"text_augment": 1.0})):
+        moved, masks = change(stage, **config)
+        share = (moved - mean) / (image - np.array(mean, np.float32))
+        np.testing.assert_allclose(share, share[..., :1].repeat(3, axis=-1), atol=1e-4)
+        assert share.min() == pytest.approx(0, abs=1e-5)
+        assert share.max() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_array_equal(masks[share[..., 0] < 1e-3], 0)
+    colored, masks = change(1, augment=0.0, color=1.0)
+    assert masks.all()
+    np.testing.assert_array_equal(colored, colored[:, :1, :1].repeat(9, 1).repeat(9, 2))
+    assert len(np.unique(colored[:, 0, 0], axis=0)) == 32
+
+
+def test_stores_features_of_unchanged_images(clip):
+    for config, stored in (
+        ({}, True),
+        ({"text_augment": 0.5}, False),
+        ({"vv_axis": "batch"}, False),
+    ):
+        method = make_method("aaclip", clip, config)
+        assert (encoder_of(method, method.stages[0])[1] is not None) == stored
+    assert make_method("aaclip", clip, {"augment": 0.0, "color": 0.0}).stages[1].augment is None
+
+
+@pytest.mark.parametrize("key", ["augment", "text_augment", "color"])
+def test_rejects_probabilities_out_of_range(clip, key):
+    with pytest.raises(UserError, match=f"'{key}' is 1.5. It must be between 0 and 1"):
+        make_method("aaclip", clip, {key: 1.5})

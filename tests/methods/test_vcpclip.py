@@ -243,3 +243,17 @@ def test_rejects_backbone_with_other_widths(load_golden_clip):
     clip = load_golden_clip("tiny_clip_zsad", text_num_heads=3)
     with pytest.raises(UserError, match="have 32 and 48 numbers"):
         make_method("vcpclip", clip)
+
+
+def test_changes_training_images(clip):
+    (stage,) = make_method("vcpclip", clip).stages
+    assert (stage.mosaic, stage.mosaic_of) == (0.2, "anomalous")
+    image, mask = jnp.full((9, 9, 3), 0.5), jnp.ones((9, 9))
+    changed, _ = jax.vmap(stage.augment, (0, None, None))(
+        jax.random.split(jax.random.key(0), 8), image, mask
+    )
+    assert len(np.unique(changed[:, 0, 0, 0])) > 4
+    (stage,) = make_method("vcpclip", clip, {"augment": 0.0, "mosaic_of": "all"}).stages
+    assert (stage.augment, stage.mosaic_of) == (None, "all")
+    with pytest.raises(UserError, match=r"'augment' is -1\. It must be between 0 and 1"):
+        make_method("vcpclip", clip, {"augment": -1})

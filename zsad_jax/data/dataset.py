@@ -265,11 +265,11 @@ def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
         return Issue("record_unreadable", f"image {index} of {dataset.name}", detail)
 
 
-def read_categories(dataset: Dataset) -> np.ndarray:
-    """Returns the category of each sample; None if its record cannot be read."""
+def read_field(dataset: Dataset, name: str) -> np.ndarray:
+    """Returns a field of each sample, such as "category"; None if its record cannot be read."""
     # Without the samples themselves, which can hold encoded images.
     samples = (read_sample(dataset, position) for position in range(len(dataset)))
-    return np.array([getattr(sample, "category", None) for sample in samples], object)
+    return np.array([getattr(sample, name, None) for sample in samples], object)
 
 
 def _stamp(encoded: Encoded) -> Any:

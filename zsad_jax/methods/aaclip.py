@@ -27,6 +27,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import anomaly_map, augmentation, losses, prompts
+from zsad_jax.methods.shared.augmentation import Image, Mask
 from zsad_jax.methods.shared.config import (
     CLIP,
     FOUR_LAYERS,
@@ -51,7 +52,7 @@ VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the seco
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AACLIPConfig(OpenClipConfig):
-    """Options of AA-CLIP; the defaults are those of the published numbers, except for `vv_axis`.
+    """Options of AA-CLIP; the defaults are published ones, except for `vv_axis` and `text_augment`.
 
     Attributes:
       normal_states, abnormal_states: `{}` is the class name.
@@ -69,6 +70,8 @@ class AACLIPConfig(OpenClipConfig):
       text_epochs, text_batch_size: epochs and batch size of the first stage, at a constant rate; those of the
         training config are for the second one.
       augment: probability of each of rotation, shift and two flips of an image in the second stage.
+      text_augment: the same in the first stage, 0.5 in the published code; then its features cannot be stored.
+      color: probability of each of other brightness, contrast and saturation in the second stage.
       domain: which Gaussian smooths the scores, and whether the image score is the largest value of the map
         ("medical") or its mean with the score of the image ("industrial").
       normalize: maps and image scores of a category are scaled to [0, 1]. Images alone are not scaled.
@@ -109,6 +112,8 @@ class AACLIPConfig(OpenClipConfig):
     text_epochs: int = within(5, 1)
     text_batch_size: int = within(16, 1)
     augment: float = within(0.5, 0, 1)
+    text_augment: float = within(0.0, 0, 1)
+    color: float = within(0.7, 0, 1)
     domain: Literal["industrial", "medical"] = "industrial"
     normalize: Literal["category", "none"] = "category"
     temperature: float = within(0.01, 1e-6)
@@ -272,7 +277,15 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
 
         return {ours: read(ours, theirs) for ours, theirs in names.items()}
 
-    move = functools.partial(augmentation.move, probability=config.augment)
+    # What comes from outside of an image is 0 once it is normalized.
+    move = functools.partial(augmentation.move, fill=np.array(backbone.preprocess.mean, np.float32))
+
+    def change(key: Array, image: Image, mask: Mask) -> tuple[Image, Mask]:
+        color_key, key = jax.random.split(key)
+        image = augmentation.recolor(color_key, image, probability=config.color, limit=0.5)
+        return move(key, image, mask, probability=config.augment)
+
+    of_texts = functools.partial(move, probability=config.text_augment)
     text_stage = Stage(
         groups=("text",),
         loss=text_loss,
@@ -284,8 +297,10 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         features=fixed_features,
         features_key=(*surgery.values(), config.cls_norm, config.global_token, backbone.form),
         cacheable=config.vv_axis == "token",
+        augment=of_texts if config.text_augment else None,
     )
-    vision_stage = Stage(("vision",), augment=move if config.augment else None, fixed=encode_text)
+    changes = config.augment or config.color
+    vision_stage = Stage(("vision",), augment=change if changes else None, fixed=encode_text)
     side = vision_side(backbone, config)
     side["features"] = features
     blur: Any = MEDICAL if config.domain == "medical" else INDUSTRIAL

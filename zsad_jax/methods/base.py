@@ -161,7 +161,7 @@ class ReferenceViewsFn(Protocol):
 
 
 class AugmentFn(Protocol):
-    """A function that returns a changed image, normalized for the tower, and its mask; it is vmapped."""
+    """A function that returns a changed image, with values in [0, 1], and its mask; it is vmapped."""
 
     def __call__(
         self, key: Array, image: Float[Array, "S S 3"], mask: Float[Array, "S S"], /
@@ -181,6 +181,7 @@ class Stage(NamedTuple):
       augment: changes every image and its mask in every step; None: none is changed.
       mosaic: probability that an image is replaced by a mosaic of four random images of its category, of half
         the size, which is anomalous if any of them is.
+      mosaic_of: which images of the category; one that has none of them stays without mosaics.
       fixed: computes what losses read and the stage does not change, such as texts: once, from the parameters
         of the groups that it does not train; None: nothing.
     """
@@ -193,6 +194,7 @@ class Stage(NamedTuple):
     cacheable: bool = True
     augment: AugmentFn | None = None
     mosaic: float = 0.0
+    mosaic_of: Literal["all", "anomalous"] = "all"
     fixed: PrototypesFn | None = None
 
 

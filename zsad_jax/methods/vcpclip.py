@@ -26,7 +26,7 @@ from zsad_jax.methods.base import (
     score_fn,
     vision_side,
 )
-from zsad_jax.methods.shared import anomaly_map, layers, losses, prompts
+from zsad_jax.methods.shared import anomaly_map, augmentation, layers, losses, prompts
 from zsad_jax.methods.shared.config import (
     CLIP,
     FOUR_LAYERS,
@@ -60,6 +60,8 @@ class VCPCLIPConfig(OpenClipConfig):
       top_pixels: number of the largest pixels that the image score is the mean of.
       normalize: "category" scales maps and image scores to [0, 1] over the images of a category.
       mosaic: probability that a training image becomes a mosaic of four images of its category.
+      mosaic_of: these are its anomalous images, or any.
+      augment: probability of each change of a training image, see `augmentation.vary`.
       temperature: start of the two learned ones, for the projected patches and those of Post-VCP.
       init_std: factor of the class tokens' truncated normal distribution, which is cut at twice that.
       global_token: index of the one that Pre-VCP uses.
@@ -95,6 +97,8 @@ class VCPCLIPConfig(OpenClipConfig):
     top_pixels: int = within(2000, 1)
     normalize: Literal["category", "none"] = "category"
     mosaic: float = within(0.2, 0, 1)
+    mosaic_of: Literal["anomalous", "all"] = "anomalous"
+    augment: float = within(0.5, 0, 1)
     feature_layers: tuple[int, ...] = FOUR_LAYERS
     sigma: float = within(8.0, 0, MAX_SIGMA)
     temperature: float = within(0.07, 1e-6)
@@ -246,6 +250,7 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
         terms.pop("dice_normal")
         return sum(terms.values(), start=jnp.zeros(())), terms
 
+    vary = functools.partial(augmentation.vary, probability=config.augment)
     side = vision_side(backbone, config, num_maps=1, patch_norm=False)
     side["anomaly_map"] = make_map
     method = Method(
@@ -257,7 +262,13 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
         groups=grouped(log_scales="log_scales"),
         group_names=("prompts", "log_scales"),
         image_scores=("patch",),
-        stages=(Stage(mosaic=config.mosaic),),
+        stages=(
+            Stage(
+                augment=vary if config.augment else None,
+                mosaic=config.mosaic,
+                mosaic_of=config.mosaic_of,
+            ),
+        ),
         import_params=functools.partial(_import_params, config),
         # The published code also trains a projection of the text that it does not use.
         unused_parameters=backbone.text_width * backbone.embed_dim,
