@@ -18,7 +18,8 @@ The PyTorch side, if torch is installed, is `benchmark_peers.py`. Its tower is t
 attention, with the same type and batch as the library's, compiled on a GPU. All else is as published: float32,
 one image at a time. The first call of a stage is not measured, and scores and maps of both sides must agree.
 
-For WinCLIP, `heads` starts from the features of the image and of its windows.
+For WinCLIP, `heads` starts from the features of the image and of its windows. For AdaCLIP, it includes the text
+tower, whose learned tokens depend on the image; those of the vision tower are off here.
 
 Each side runs in its own process, so that peak memory (from the start to the end of the stage; on a GPU, the
 memory of the GPU) is measured separately. Operations are those of matrix products in the library's program.

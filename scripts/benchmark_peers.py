@@ -60,11 +60,12 @@ class Clip:
     Args:
       arrays: with OpenAI's names.
       head_width: of both towers.
+      exact: with the exact GELU, and positions that are resized with bicubic interpolation.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], head_width: int):
+    def __init__(self, arrays: Mapping[str, np.ndarray], head_width: int, *, exact: bool = False):
         self.weights = {name: on_device(array).float() for name, array in arrays.items()}
-        self.head_width = head_width
+        self.head_width, self.exact = head_width, exact
         self.patch = self.weights["visual.conv1.weight"].shape[-1]
         self.mean, self.std = on_device(MEAN), on_device(STD)
 
@@ -88,7 +89,7 @@ class Clip:
             stream = stream + out(attend(value, value, value, heads))
         x = x + out(attend(query, key, value, heads, is_causal=causal))
         hidden = self.linear(f"{name}.mlp.c_fc", self.norm(f"{name}.ln_2", x))
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        hidden = F.gelu(hidden) if self.exact else hidden * torch.sigmoid(1.702 * hidden)
         return x + self.linear(f"{name}.mlp.c_proj", hidden), stream
 
     def depth(self, tower: str) -> int:
@@ -98,9 +99,15 @@ class Clip:
         )
 
     def encode_image(
-        self, image: np.ndarray, layers: list[int], vv_from: int | None, *, cls_norm: bool
+        self,
+        image: np.ndarray,
+        layers: list[int],
+        vv_from: int | None,
+        *,
+        cls_norm: bool,
+        projected: bool = True,
     ) -> Features:
-        """Returns the features of an 8-bit image [S, S, 3]."""
+        """Returns the features of an 8-bit image [S, S, 3]; `projected` concerns the patches."""
         x = self.embed(image)
         outputs, stream = {}, None
         for i in range(1, self.depth("visual.") + 1):
@@ -108,7 +115,7 @@ class Clip:
             x, stream = self.block(f"visual.transformer.resblocks.{i - 1}", x, stream)
             if i in layers:
                 seen = (x if stream is None else stream)[0, 1:]
-                outputs[i] = self.project(seen)
+                outputs[i] = self.project(seen) if projected else seen
         token = self.project(x[0, :1], normed=cls_norm)
         return token, torch.stack([outputs[i] for i in layers])
 
@@ -123,7 +130,8 @@ class Clip:
         table, grid = w["visual.positional_embedding"], x.shape[-1]
         side = round((len(table) - 1) ** 0.5)
         positions = table[1:].T.reshape(1, -1, side, side)
-        positions = F.interpolate(positions, (grid, grid), mode="bilinear", align_corners=False)
+        mode = "bicubic" if self.exact else "bilinear"
+        positions = F.interpolate(positions, (grid, grid), mode=mode, align_corners=False)
         x = (x + positions).flatten(2).transpose(1, 2)
         first = (w["visual.class_embedding"] + table[0]).expand(1, 1, -1)
         return self.norm("visual.ln_pre", torch.cat([first, x], dim=1))
@@ -186,6 +194,8 @@ class Peer(abc.ABC):
 
     family = "clip"  # of its towers
     averaged = False  # whether maps are averaged rather than summed
+    exact = False  # of `Clip`
+    projected = True  # whether patches are projected by the tower
 
     def __init__(self, setup: Mapping[str, np.ndarray], sizes: Any, folder: pathlib.Path):
         self.setup, self.ids = setup, on_device(setup["ids"])
@@ -198,7 +208,7 @@ class Peer(abc.ABC):
         from safetensors.numpy import load_file
 
         head_width = sizes[0]["width"] // sizes[0]["num_heads"]
-        self.clip = Clip(load_file(folder / "weights.safetensors"), head_width)
+        self.clip = Clip(load_file(folder / "weights.safetensors"), head_width, exact=self.exact)
         self.rows = self.clip.words(self.ids)
 
     @abc.abstractmethod
@@ -208,26 +218,35 @@ class Peer(abc.ABC):
     def features(self, image: np.ndarray) -> Features:
         s = self.setup
         layers, vv_from = s["layers"].tolist(), int(s["vv_from"]) or None
-        return self.clip.encode_image(image, layers, vv_from, cls_norm=bool(s["cls_norm"]))
+        options = {"cls_norm": bool(s["cls_norm"]), "projected": self.projected}
+        return self.clip.encode_image(image, layers, vv_from, **options)
 
     @abc.abstractmethod
     def score(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Returns the image score and the patch probabilities [maps, n, 2]."""
+        """Returns the image score and the patch probabilities [maps, n, 2], or what `join` takes."""
 
     def predict(self, features: Features, size: int) -> tuple[float, np.ndarray]:
         """Returns the image score and the anomaly map."""
-        score, probabilities = self.score(features)
-        maps = upsample(probabilities, (size, size))
-        maps = (maps[:, 1] + 1 - maps[:, 0]) / 2
-        total = (maps.mean(dim=0) if self.averaged else maps.sum(dim=0)).cpu().numpy()
+        score, patches = self.score(features)
+        total = self.join(patches, (size, size)).cpu().numpy()
         return float(score), scipy.ndimage.gaussian_filter(total, float(self.setup["sigma"]))
 
+    def join(self, probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns the anomaly map before it is smoothed."""
+        maps = anomalous(upsample(probabilities, size))
+        return maps.mean(dim=0) if self.averaged else maps.sum(dim=0)
 
-def upsample(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+
+def upsample(values: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """Returns maps [b, 2, *size] of [b, n, 2]."""
-    grid = round(probabilities.shape[1] ** 0.5)
-    maps = probabilities.mT.unflatten(-1, (grid, grid))
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    grid = round(values.shape[1] ** 0.5)
+    maps = values.mT.unflatten(-1, (grid, grid))
+    return F.interpolate(maps, size, mode="bilinear", align_corners=align_corners)
+
+
+def anomalous(maps: Tensor) -> Tensor:
+    """Returns (p_a + 1 - p_n) / 2 of probabilities of (normal, anomalous) [b, 2, h, w]."""
+    return (maps[:, 1] + 1 - maps[:, 0]) / 2
 
 
 class AnomalyCLIP(Peer):
@@ -400,6 +419,58 @@ class WinCLIP(Peer):
         return image, torch.stack([1 - found, found], dim=-1)[None]
 
 
+class AdaCLIP(Peer):
+    """AdaCLIP with learned tokens in the text tower, and k-means by scikit-learn on the features of each image.
+
+    Its centers start from the points that the library starts from: the published ones are random.
+    """
+
+    exact, projected = True, False
+    clusters, share = 20, 0.2
+
+    def prepare(self) -> None:
+        self.states = on_device(self.setup["states"])
+
+    def encode(self, token: Tensor) -> Tensor:
+        kernels, biases = (self.params[f"text/dynamic/{part}"] for part in ("kernel", "bias"))
+        dynamic = [token @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True)]
+        deep = self.params["text/static"] + torch.stack(dynamic)
+        found = unit(self.clip.encode_prompts(self.rows, self.ids.argmax(dim=-1), deep[:, None]))
+        return torch.stack([unit(found[self.states == state].mean(dim=0)) for state in (0, 1)])
+
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], patches = features
+        texts = self.encode(token)
+        layers = zip(
+            patches, self.params["patches/kernel"], self.params["patches/bias"], strict=True
+        )
+        projected = torch.stack([unit(x @ kernel + bias) for x, kernel, bias in layers])
+        logits = projected @ texts.T / TEMPERATURE
+        probabilities = logits.mean(dim=0).softmax(dim=-1)[:, 1]
+        count = min(5 * self.clusters, len(probabilities))
+        chosen = projected[:, probabilities.topk(count).indices]
+        labels = self.cluster(torch.cat([*chosen], dim=-1).cpu().numpy())
+        centers = [chosen[:, on_device(labels == k)].mean(dim=(0, 1)) for k in np.unique(labels)]
+        fused = unit(torch.stack(centers).mean(dim=0))
+        image = self.share * fused + (1 - self.share) * unit(linear(self.params, "token", token))
+        return compare(image, texts)[1], logits
+
+    def cluster(self, points: np.ndarray) -> np.ndarray:
+        """Returns the cluster of each point."""
+        import sklearn.cluster
+
+        starts, nearest = [0], np.full(len(points), np.inf)
+        while len(starts) < min(self.clusters, len(points)):
+            nearest = np.minimum(nearest, np.square(points - points[starts[-1]]).sum(axis=1))
+            starts.append(int(nearest.argmax()))
+        options = {"init": points[starts], "n_init": 1, "max_iter": 20, "tol": 0}
+        return sklearn.cluster.KMeans(len(starts), **options).fit(points).labels_
+
+    def join(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        mean = upsample(logits, size, align_corners=True).mean(dim=0, keepdim=True)
+        return anomalous(mean.softmax(dim=1))[0]
+
+
 class TIPSomaly(Peer):
     """TIPSomaly: fixed prompts for the image, a learned pair for the patches."""
 
@@ -494,6 +565,7 @@ PEERS: dict[str, type[Peer]] = {
     "tps": TPS,
     "vip2clip": ViP2CLIP,
     "winclip": WinCLIP,
+    "adaclip": AdaCLIP,
 }
 
 

@@ -33,11 +33,27 @@ CATEGORY = "object"
 PRODUCTS = {"cpu": (2048, 8), "gpu": (8192, 100)}
 CAMERA_NOISE = 1.5  # gray levels; gives files as large as those of MVTec AD
 DISTINCT_FILES = 48  # further ones are links
-# Options by method, for texts of words that CLIP knows without a list of merges.
-KNOWN_WORDS = {
+# Options by method, for texts of words that CLIP knows without a list of merges. Those of AdaCLIP are as many
+# as published; its features can be stored without learned tokens in the vision tower, and nothing saturates.
+OPTIONS = {
+    "adaclip": {
+        "prompt_branch": "L", "temperature": 0.07,
+        "normal_states": [
+            "{}", "flawless {}", "good {}", "the {}", "{} with all parts", "{} with good parts",
+            "{} with flawless parts",
+        ],
+        "abnormal_states": [
+            "damaged {}", "the damaged {}", "{} with damaged part", "{} with damaged parts",
+            "damaged {} with all parts",
+        ],
+        "templates": [
+            "a good part with a {}.", "all good parts with the {}.", "all parts with the {}.",
+            "the good part with the {}.",
+        ],
+    },
     "winclip": {
         "normal_states": ["{}", "flawless {}"], "abnormal_states": ["damaged {}"], "templates": ["a {}."],
-    }
+    },
 }  # fmt: skip
 
 Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
@@ -145,7 +161,7 @@ def settle(options: argparse.Namespace) -> None:
     from zsad_jax.backbones.registry import find_release
 
     options.cores = sorted(os.sched_getaffinity(0))[: options.cores]
-    options.options = KNOWN_WORDS.get(options.method, {}) | options.options
+    options.options = OPTIONS.get(options.method, {}) | options.options
     release = find_release(options.backbone)
     if release.family not in ("tips", "clip"):
         raise UserError(

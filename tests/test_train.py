@@ -12,12 +12,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import zsad_jax
 from zsad_jax import train as trainer
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.methods import Method, Stage
+from zsad_jax.methods import Method, Stage, make_method
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.train import (
     DamagedCheckpointError,
@@ -114,10 +115,18 @@ class KilledAfter(OrbaxSaver):
 
 
 def run_members(
-    folder, *members, saver=None, data=None, toy=None, preprocess=PLAIN, cache="none", **config
+    folder,
+    *members,
+    saver=None,
+    data=None,
+    toy=None,
+    preprocess=PLAIN,
+    tower=None,
+    cache="none",
+    **config,
 ):
     """Trains members: each has a seed, and fields of its config that differ from those of all."""
-    mesh, toy, tower = make_mesh(), toy or method(), backbone(preprocess)
+    mesh, toy, tower = make_mesh(), toy or method(), tower or backbone(preprocess)
     curves = [Curves() for _ in members]
     config = {"epochs": 3, "batch_size": 2, "learning_rate": 0.1, **config}
     features = Features(
@@ -538,6 +547,41 @@ def test_stages_with_changed_images_resume_bit_equal(tmp_path, epoch):
         (alone,), (own,) = run_members(tmp_path / str(number), one, **options)
         jax.tree.map(np.testing.assert_array_equal, alone, whole[number])
         assert own == lines[number]
+
+
+@pytest.mark.slow  # up to 30 s each
+@pytest.mark.parametrize("name", ["aaclip", "adaclip", "aprilgan", "vcpclip"])
+def test_training_on_changed_images_resumes_bit_equal(tmp_path, name):
+    """Stops after each epoch, within stages and between them."""
+    tower = zsad_jax.load_backbone("clip-nano", image_size=42)
+    made = make_method(name, tower, {} if name == "aaclip" else {"mosaic": 0.5})
+    stages = [one._replace(training={**one.training, "epochs": 2}) for one in made.stages]
+    rng, samples = np.random.default_rng(0), []
+    for number in range(4):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[: number % 2, :3] = 255
+        samples.append(
+            Sample(
+                image=encoded(rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)),
+                mask=encoded(mask),
+                has_mask=True,
+                label=number % 2,
+                category="grid",
+                prompt_name="grid",
+            )
+        )
+
+    def start(folder, **options):
+        toy, data = made._replace(stages=tuple(stages)), Samples("drawn", samples)
+        return run(tmp_path / folder, toy=toy, tower=tower, data=data, **options)
+
+    whole, lines = start("whole")
+    for epoch in range(1, 2 * len(stages)):
+        with pytest.raises(KilledError):
+            start("cut", saver=KilledAfter(tmp_path / "cut", epoch))
+    resumed, rest = start("cut")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert rest == lines[-len(rest) :] != lines
 
 
 @pytest.mark.parametrize("held", ["level", ""])

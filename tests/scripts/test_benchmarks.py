@@ -13,7 +13,7 @@ import pytest
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 # Over CLIP, these methods use only words that are known without a merge file.
 METHODS = {"tipsomaly": "tips-nano"} | dict.fromkeys(
-    ("anomalyclip", "faprompt", "tps", "vip2clip", "winclip"), "clip-nano"
+    ("adaclip", "anomalyclip", "faprompt", "tps", "vip2clip", "winclip"), "clip-nano"
 )
 
 
