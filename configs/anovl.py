@@ -25,7 +25,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _demo(config: ConfigDict) -> None:
     presets.demo(config, train=False)
+    config.seeds = 3  # of the adapters
 
 
 def _demo_tips(config: ConfigDict) -> None:
     presets.demo(config, backbone="tips-nano", train=False)
+    config.seeds = 3

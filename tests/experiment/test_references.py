@@ -78,6 +78,25 @@ def test_random_views_follow_the_seed(parts, tmp_path):
     assert (scores[0]["top_mean"] != scores[1]["top_mean"]).all()
 
 
+def test_draws_in_scoring_follow_the_seed(parts, tmp_path):
+    """The seeds of AnoVL's adapter count up from its own, as those of trainings do."""
+    method = {"name": "anovl", "views": False, "templates": ("a {}",), "pooling": 1}
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16] = 255
+    for category in ("nut", "bolt"):
+        path = tmp_path / "parts" / category / "ground_truth/bent/0_mask.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(mask).save(path)
+    run_experiment(made(parts, method=method, shots=None, seeds=2), tmp_path / "run")
+    rows = json.loads((tmp_path / "run/results_by_seed.json").read_text())
+    run_experiment(made(parts, method=method | {"adapter_seed": 1}, shots=None), tmp_path / "one")
+    (own,) = json.loads((tmp_path / "one/results.json").read_text())[-1:]
+    means = [row for row in rows if row["category"] == own["category"]]
+    assert len(means) == 2
+    assert means[0]["pixel_ap"] != means[1]["pixel_ap"] == own["pixel_ap"]
+    assert means[0]["image_ap"] == means[1]["image_ap"]
+
+
 def test_views_do_not_depend_on_other_categories(parts, tmp_path):
     method = {"name": "knn", "variant": "subspace", "views": "random", "num_views": 3, "tau": 0.5}
     alone = {"folder": f"{parts['folder']}/nut", "name": "nut"}

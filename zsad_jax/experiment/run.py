@@ -125,13 +125,14 @@ def evaluate_target(run: Run, target: Target, prompts: AllPrompts) -> TargetResu
     contenders: list[tuple[pathlib.Path, Contender, Prompts, Backbone]] = []
     main_key = ""
     for variant in run.variants:
-        method, backbone = run.method(variant, target.name), run.backbone(variant)
-        shots = variant.experiment.shots
+        backbone, shots = run.backbone(variant), variant.experiment.shots
+        draws = shots or variant.experiment.method_on().draws
         of_seeds = prompts[variant.experiment.auxiliary_of(target.name), variant.label]
-        if shots and of_seeds[0].seed is None:  # nothing is trained, but references are drawn
+        if draws and of_seeds[0].seed is None:  # nothing is trained
             of_seeds = [of_seeds[0]._replace(seed=seed) for seed in run.seeds(variant)]
         for learned in of_seeds:
             references = run.references.get((target.name, shots or 0, learned.seed or 0))
+            method = run.method(variant, target.name, learned.seed)
             contender = Contender(method, learned.params, variant.label, references)
             key = cache.evaluation_key(variant.experiment, backbone, contender, identity)
             main_key = main_key or key

@@ -61,10 +61,19 @@ class Run:
         """Returns the backbone of a variant; None: the main one."""
         return self.backbones[_options(variant or self.variants[0])]
 
-    def method(self, variant: Variant | None = None, target: str = "") -> Method:
-        """Returns the method of a variant (None: the main one) on a target; "": as it is trained."""
-        options = _options(variant or self.variants[0])
-        config = (variant or self.variants[0]).experiment.method_on(target)
+    def method(
+        self, variant: Variant | None = None, target: str = "", seed: int | None = None
+    ) -> Method:
+        """Returns the method of a variant (None: the main one) on a target; "": as it is trained.
+
+        The seed, one of `seeds`, is that of draws in scoring.
+        """
+        variant = variant or self.variants[0]
+        options, config = _options(variant), variant.experiment.method_on(target)
+        if seed is not None and config.draws:
+            first = getattr(config, config.draws)
+            changed = {config.draws: first + seed - variant.experiment.seed}
+            config = dataclasses.replace(config, **changed)
         # Equal methods must be one object: compiled functions are found by identity.
         key = options, config.name, repr(config)
         if key not in self.methods:

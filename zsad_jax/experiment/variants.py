@@ -109,10 +109,11 @@ def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
         twice = max(labels, key=labels.count)
         raise UserError(f"config.comparisons and config.sweep contain {twice!r} twice. Remove one.")
     if experiment.seeds > 1 and not any(
-        one.experiment.train or one.experiment.shots for one in variants
+        one.train or one.shots or one.method_on().draws
+        for one in (variant.experiment for variant in variants)
     ):
         raise UserError(
-            f"config.seeds is {experiment.seeds}, but nothing is trained and no references are drawn, so"
+            f"config.seeds is {experiment.seeds}, but nothing is trained and nothing is drawn, so"
             " that all seeds have the same results. Set it to 1, or train (--config.train=True)."
         )
     return tuple(variants)

@@ -87,8 +87,7 @@ class AnoVLConfig(OpenClipConfig):
       templates: sentences around a state, whose features are averaged as they are; `{}` is the filled state.
       textures: class names whose templates have "textural photo" for "industrial image", and "surface picture"
         for "manufacturing image".
-      vv_from: first block with value-value attention: all of ViT-B's 12. The published code has a constant of
-        the last 12 blocks, which are those from 13 in ViT-L.
+      vv_from: first block with value-value attention: all of ViT-B's; for ViT-L see docs/methods.md.
       views: whether the image score is a mean over 22 views of an image, see `view`, or that of the image.
       pooling: side of the window, in patches, over which probabilities of patches are averaged; odd.
       adapter_steps: see `anovl`; 0: patches are not adapted.
@@ -105,6 +104,7 @@ class AnoVLConfig(OpenClipConfig):
     )
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
+    draws: ClassVar[str] = "adapter_seed"
 
     normal_states: tuple[str, ...] = prompts.texts(
         "normal {}, flawless {}, perfect {}, unblemished {}, {} without flaw, {} without defect,"

@@ -55,6 +55,7 @@ class MethodConfig:
       recipe: the setting of its published numbers.
       tower_depth: number of blocks of the tower in which `feature_layers` are counted.
       renamed: former keys, and what replaced them.
+      draws: the field that holds the seed of random draws in scoring; `config.seeds` counts up from it.
       scoring_only: fields that training does not see, so that changing them does not train again. It holds for
         the class alone, since the method of a subclass may train on them.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
@@ -73,6 +74,7 @@ class MethodConfig:
     recipe: ClassVar[Recipe] = Recipe()
     tower_depth: ClassVar[int] = VISION_DEPTH
     renamed: ClassVar[Mapping[str, str]] = {}
+    draws: ClassVar[str | None] = None
     scoring_only: ClassVar[tuple[str, ...]] = ()
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
