@@ -41,6 +41,7 @@ def test_prototypes_transfer_only_in_same_direction(embeddings):
     assert mirrored < 0.05 < 0.95 < same
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the embeddings are not available")
 @pytest.mark.parametrize(
     ("train", "evaluate", "expected", "neighbors", "gain"),
