@@ -88,7 +88,11 @@ def test_draws_in_scoring_follow_the_seed(parts, tmp_path):
         path.parent.mkdir(parents=True)
         Image.fromarray(mask).save(path)
     run_experiment(made(parts, method=method, shots=None, seeds=2), tmp_path / "run")
-    rows = json.loads((tmp_path / "run/results_by_seed.json").read_text())
+    rows, (*_, mean) = (
+        json.loads((tmp_path / f"run/{name}.json").read_text())
+        for name in ("results_by_seed", "results")
+    )
+    assert mean["seeds"] == 2
     run_experiment(made(parts, method=method | {"adapter_seed": 1}, shots=None), tmp_path / "one")
     (own,) = json.loads((tmp_path / "one/results.json").read_text())[-1:]
     means = [row for row in rows if row["category"] == own["category"]]

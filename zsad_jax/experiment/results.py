@@ -93,11 +93,12 @@ def collect(found: Sequence[Result], dataset: Dataset, image_score: str) -> Targ
 def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row:
     """Returns the columns that say what was evaluated."""
     method = contender.method
-    # Two ways of running a method must differ in some column.
+    # Two ways of running a method must differ in some column. Those of several seeds differ in theirs.
+    elsewhere = {*OPTION_COLUMNS, method.config.draws if prompts.seed is not None else None}
     changed = ", ".join(
         f"{name}={value}"
         for name, value in sorted(changed_options(method).items())
-        if name not in OPTION_COLUMNS  # not repeated in `variant`
+        if name not in elsewhere  # not repeated in `variant`
     )
     return {
         "method": method.name,

@@ -126,7 +126,7 @@ def evaluate_target(run: Run, target: Target, prompts: AllPrompts) -> TargetResu
     main_key = ""
     for variant in run.variants:
         backbone, shots = run.backbone(variant), variant.experiment.shots
-        draws = shots or variant.experiment.method_on().draws
+        draws = shots or (run.experiment.seeds > 1 and variant.experiment.method_on().draws)
         of_seeds = prompts[variant.experiment.auxiliary_of(target.name), variant.label]
         if draws and of_seeds[0].seed is None:  # nothing is trained
             of_seeds = [of_seeds[0]._replace(seed=seed) for seed in run.seeds(variant)]
