@@ -18,7 +18,4 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    config = presets.protocol(__file__, variant, {"": "compared", "polyps": "adaclip"})
-    if variant == "polyps":
-        config.method_for.cvc_colondb = config.method_for.mvtec_ad  # trained on the same datasets
-    return config
+    return presets.protocol(__file__, variant, {"": "compared", "polyps": "adaclip"})

@@ -545,7 +545,7 @@ RECIPES = {
         layers=(6, 12, 18, 24),
         cls_norm=True,
         patch_norm=False,
-        method_for={"mvtec_ad": {"mosaic": 0.0}},
+        trained_on={one: {"method": {"mosaic": 0.0}} for one in ("visa", "visa+cvc_clinicdb")},
         training=ADAM
         | {
             "optimizer": "adamw",

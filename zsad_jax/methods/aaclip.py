@@ -7,7 +7,7 @@ The second one trains the vision tower's adapters and heads on the resulting tex
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +25,31 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
+from zsad_jax.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    Scores,
+    Stage,
+    grouped,
+    score_fn,
+    vision_options,
+    vision_side,
+)
 from zsad_jax.methods.shared import anomaly_map, augmentation, losses, prompts
 from zsad_jax.methods.shared.augmentation import Image, Mask
 from zsad_jax.methods.shared.config import (
-    CLIP,
     FOUR_LAYERS,
     TEXT_DEPTH,
+    TRAINING,
     VISION_DEPTH,
     Fields,
     OpenClipConfig,
     Recipe,
-    check_texts,
     scale_block,
 )
 from zsad_jax.methods.shared.scaling import ImageScores, scale_over_category
-from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.methods.shared.similarity import margin, normalize
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -51,12 +60,10 @@ VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the seco
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AACLIPConfig(OpenClipConfig):
+class AACLIPConfig(prompts.SentencesConfig, OpenClipConfig):
     """Options of AA-CLIP; the defaults are published ones, except for `vv_axis` and `text_augment`.
 
     Attributes:
-      normal_states, abnormal_states: `{}` is the class name.
-      templates: sentences around a state, whose features are averaged; `{}` is the filled state.
       text_adapters, image_adapters: number of the first blocks of a tower with adapters; scaled to its depth.
       adapter_share: share of an adapter in the output of its block.
       relu_proj: the heads of the vision tower end with a leaky ReLU.
@@ -80,11 +87,9 @@ class AACLIPConfig(OpenClipConfig):
     name: ClassVar[str] = "aaclip"
     title: ClassVar[str] = "AA-CLIP"
     recipe: ClassVar[Recipe] = Recipe(
-        training={
-            **{"epochs": 20, "batch_size": 2, "learning_rate": 5e-4, "b1": 0.5, "shuffle": True},
-            **{"learning_rates": {"text": 1e-5}, "milestones": (16_000, 32_000)},
-        },
-        backbone=CLIP,
+        training=TRAINING
+        | {"epochs": 20, "batch_size": 2, "learning_rate": 5e-4}
+        | {"learning_rates": {"text": 1e-5}, "milestones": (16_000, 32_000)},
         naming="aaclip",
         method_for={
             key: {"domain": "medical"} for key, one in DATASETS.items() if one.domain == "medical"
@@ -118,10 +123,6 @@ class AACLIPConfig(OpenClipConfig):
     normalize: Literal["category", "none"] = "category"
     temperature: float = within(0.01, 1e-6)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
-
 
 def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> Method:
     """Returns AA-CLIP over a backbone with a text side.
@@ -138,11 +139,11 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
     backbone = backbone.in_form(config.tower)
     text_side = backbone.need_text()
     depth, count = backbone.vision_depth, len(config.feature_layers)
-    family = prompts.PromptFamily(config.normal_states, config.abnormal_states, config.templates)
-    layers = tuple(scale_block(block, depth) for block in config.feature_layers)
+    shared = vision_options(backbone, config)
+    layers = shared["layers"]
     surgery: VisionOptions = {
         "layers": layers[-1:] if config.stage1_layers == "last" else layers,
-        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
+        "vv_from": shared["vv_from"],
         "vv_path": "through" if config.vv_axis == "token" else "through_batch",
     }
 
@@ -183,21 +184,18 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
     ) -> Float[Array, "c 2 d"]:
         """Returns the texts of each class, with a head in place of the projection of the text tower."""
         adapters = Adapters(params["text_adapters"], config.adapter_share)
-        head = params["text_head"]
 
-        def encode(
-            params: Params, token_ids: AnyArray, paddings: AnyArray, **_: Unpack[TextOptions]
-        ) -> Array:
+        def encode(token_ids: AnyArray, paddings: AnyArray) -> Array:
             options: TextOptions = {"adapters": adapters, "project": False}
-            hidden = text_side.encode_text(params, token_ids, paddings, **options)
-            return jax.nn.leaky_relu(jnp.matmul(hidden, head, precision=HIGHEST))
+            hidden = text_side.encode_text(frozen, token_ids, paddings, **options)
+            return jax.nn.leaky_relu(jnp.matmul(hidden, params["text_head"], precision=HIGHEST))
 
-        text = dataclasses.replace(text_side, encode_text=encode)
-        model = dataclasses.replace(backbone, text=text)
+        family = config.family()
         # Hyphens are part of the published descriptions.
         names = [name.replace("_", " ") for name in class_names]
         ensembles = [sentences for name in names for sentences in family.describe(name)]
-        return prompts.encode_ensembles(model, frozen, ensembles).reshape(len(names), 2, -1)
+        pairs = prompts.encode_ensembles(backbone, frozen, ensembles, encode=encode)
+        return pairs.reshape(len(names), 2, -1)
 
     def project(x: Float[Array, "*b d"], kernel: Float[Array, "*l d e"]) -> Float[Array, "*b e"]:
         """Returns the unit-norm output of a head of the vision tower."""
@@ -208,8 +206,7 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         patches: Float[Array, "b layers h w d"], text: Float[Array, "b 2 d"]
     ) -> Float[Array, "b h w layers"]:
         """Returns (x t_a - x t_n) / tau of the patches x."""
-        values = _products(patches, text)
-        return jnp.moveaxis(values[..., 1] - values[..., 0], 1, -1) / config.temperature
+        return jnp.moveaxis(margin(_products(patches, text), config.temperature), 1, -1)
 
     def compare(
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
@@ -242,7 +239,7 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         alike = (text[:, 0] * text[:, 1]).sum(axis=-1)
         square = mean(alike) ** 2 if config.orthogonality == "batch" else mean(alike**2)
         terms["orthogonality"] = config.orthogonality_weight * square
-        return sum(terms.values(), start=jnp.zeros(())), terms
+        return losses.total(terms)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns the cross-entropy of the image, without a temperature, plus the segmentation losses."""
@@ -250,7 +247,7 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         image, patches = compare(params, batch.fixed[batch.category], features)
         terms = losses.margin_terms(patches, batch)
         terms["cross_entropy"] = losses.image_cross_entropy(image[:, None], batch)
-        return sum(terms.values(), start=jnp.zeros(())), terms
+        return losses.total(terms)
 
     def import_params(state: Arrays) -> Params:
         """Reads both files of the published code in one: {"text_adapter": …, "image_adapter": …}."""

@@ -25,35 +25,32 @@ from zsad_jax.methods.base import (
     Stage,
     grouped,
     score_fn,
+    vision_options,
     vision_side,
 )
 from zsad_jax.methods.shared import anomaly_map, layers, losses, prompts
 from zsad_jax.methods.shared.clusters import kmeans
 from zsad_jax.methods.shared.config import (
-    CLIP,
     FOUR_LAYERS,
+    TRAINING,
     VISION_DEPTH,
     Fields,
-    MethodConfig,
+    Form,
+    OpenClipConfig,
     Recipe,
-    check_texts,
 )
 from zsad_jax.methods.shared.learner import without_prefix
-from zsad_jax.methods.shared.similarity import cosines, normalize
+from zsad_jax.methods.shared.similarity import cosines, margin, normalize
 from zsad_jax.utils.config import config_from, within
 
-FAMILY = prompts.PROMPT_FAMILIES["industrial"]
 TOKENS_PER_CLUSTER = 5  # most anomalous patches that are clustered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaCLIPConfig(MethodConfig):
+class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
     """Options of AdaCLIP; the defaults are the published ones, except for `dice_rows` and `kmeans_steps`.
 
     Attributes:
-      tower: how CLIP's parameters are used, see `Backbone.in_form`; other families have one form.
-      normal_states, abnormal_states: `{}` is the class name.
-      templates: sentences around a state, whose features are averaged; `{}` is the filled state.
       prompt_type: static tokens (S), dynamic ones (D), or their sum; "": none.
       prompt_branch: towers with learned tokens, of vision (V) and language (L); "": none.
       num_prompts: learned tokens of a block.
@@ -72,20 +69,15 @@ class AdaCLIPConfig(MethodConfig):
     name: ClassVar[str] = "adaclip"
     title: ClassVar[str] = "AdaCLIP"
     recipe: ClassVar[Recipe] = Recipe(
-        training={
-            **{"epochs": 5, "batch_size": 1, "learning_rate": 0.01, "b1": 0.5, "shuffle": True},
-            **{"optimizer": "adamw", "weight_decay": 0.01},
-        },
-        backbone=CLIP,
-        method_for={"mvtec_ad": {"mosaic": 0.0}},  # trained on VisA, of which there are none
+        training=TRAINING
+        | {"epochs": 5, "batch_size": 1, "learning_rate": 0.01}
+        | {"optimizer": "adamw", "weight_decay": 0.01},
+        trained_on={one: {"method": {"mosaic": 0.0}} for one in ("visa", "visa+cvc_clinicdb")},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
-    tower: Literal["adaclip", "open_clip", "openai"] = "adaclip"
-    normal_states: tuple[str, ...] = FAMILY.normal
-    abnormal_states: tuple[str, ...] = FAMILY.anomalous
-    templates: tuple[str, ...] = FAMILY.templates
+    tower: Form = "adaclip"
     prompt_type: Literal["SD", "S", "D", ""] = "SD"
     prompt_branch: Literal["VL", "V", "L", ""] = "VL"
     num_prompts: int = within(5, 1)
@@ -98,10 +90,6 @@ class AdaCLIPConfig(MethodConfig):
     dice_rows: bool = False
     feature_layers: tuple[int, ...] = FOUR_LAYERS
     temperature: float = within(0.01, 1e-6)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
 
 
 def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) -> Method:
@@ -118,7 +106,8 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
     config = config_from(AdaCLIPConfig, config)
     backbone = backbone.in_form(config.tower)
     side = vision_side(backbone, config, num_maps=1, patch_norm=False)
-    family = prompts.PromptFamily(config.normal_states, config.abnormal_states, config.templates)
+    options = vision_options(backbone, config, patch_norm=False)
+    family = config.family()
     sentences = family.sentences("object")
     states = np.repeat(range(2), [len(texts) for texts in sentences])
     depths = {}  # blocks with learned tokens; the first one of the text tower has none
@@ -178,9 +167,9 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         """Returns the features with learned tokens, whose global tokens precede the plain ones."""
-        plain = side["features"](frozen, params, images).global_tokens
+        plain = backbone.encode_image(frozen, images, **options).global_tokens
         tokens = learned(params, "visual", plain[:, config.global_token])
-        found = side["features"](frozen, params, images, prompts=tokens)
+        found = backbone.encode_image(frozen, images, **options, prompts=tokens)
         both = jnp.concatenate([found.global_tokens, plain], axis=1)
         return found._replace(global_tokens=both)
 
@@ -208,9 +197,6 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         unseen = jnp.zeros(backbone.embed_dim)
         return own if conditional else jax.lax.map(lambda x: encode(frozen, params, x, unseen), own)
 
-    def margin(values: Float[Array, "*n 2"]) -> Float[Array, "*n"]:
-        return (values[..., 1] - values[..., 0]) / config.temperature
-
     def compare(
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> tuple[Float[Array, "b h w layers"], Float[Array, " b"]]:
@@ -219,13 +205,13 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         The x of an image is s c + (1 - s) f / |f|, with the projected class token f and the fused patches c.
         """
         patches = normalize(layers.linear_layers(params["patches"], features.patches))
-        margins = jnp.moveaxis(margin(cosines(patches, text)), 1, -1)
+        margins = jnp.moveaxis(margin(cosines(patches, text), config.temperature), 1, -1)
         token = features.global_tokens[:, config.global_token]
         token = normalize(layers.linear(params["token"], token))
         if config.hsf != "none":
             fused = jax.vmap(functools.partial(fuse, config))(patches, margins)
             token = config.hsf_share * fused + (1 - config.hsf_share) * token
-        return margins, margin(cosines(token, text))
+        return margins, margin(cosines(token, text), config.temperature)
 
     def compute(frozen: Params, params: Params, own: Any, features: VisionFeatures) -> Scores:
         text = encode_each(frozen, params, own, features) if conditional else own
@@ -244,7 +230,7 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         margins, image = compare(params, text, features)
         terms = losses.margin_terms(margins, batch, dice_rows=config.dice_rows)
         terms["image_focal"] = losses.image_focal(image, batch)
-        return sum(terms.values(), start=jnp.zeros(())), terms
+        return losses.total(terms)
 
     def import_params(state: Arrays) -> Params:
         """Reads the authors' checkpoint, without static tokens of the first text block, which it never uses."""

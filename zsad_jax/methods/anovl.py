@@ -25,7 +25,6 @@ from zsad_jax.methods.shared.config import (
     Fields,
     OpenClipConfig,
     Recipe,
-    check_texts,
 )
 from zsad_jax.methods.shared.similarity import cosines, normalize
 from zsad_jax.utils.config import config_from, within
@@ -79,12 +78,10 @@ GRAY = (0.299, 0.587, 0.114)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnoVLConfig(OpenClipConfig):
+class AnoVLConfig(prompts.SentencesConfig, OpenClipConfig):
     """Options of AnoVL; the defaults are those of the published numbers, except on VisA (docs/methods.md).
 
     Attributes:
-      normal_states, abnormal_states: `{}` is the class name.
-      templates: sentences around a state, whose features are averaged as they are; `{}` is the filled state.
       textures: class names whose templates have "textural photo" for "industrial image", and "surface picture"
         for "manufacturing image".
       vv_from: first block with value-value attention: all of ViT-B's; for ViT-L see docs/methods.md.
@@ -131,7 +128,6 @@ class AnoVLConfig(OpenClipConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
         self.require("pooling", self.pooling % 2 == 1, "an odd number of patches")
 
 
@@ -148,9 +144,8 @@ def anovl(backbone: Backbone, config: AnoVLConfig | Fields | None = None) -> Met
     backbone = backbone.in_form(config.tower)
     photos = reword(config.templates, "industrial image", "textural photo")
     on_textures = reword(photos, "manufacturing image", "surface picture")
-    states = config.normal_states, config.abnormal_states
-    objects = prompts.PromptFamily(*states, config.templates)
-    textures = prompts.PromptFamily(*states, on_textures)
+    objects = config.family()
+    textures = dataclasses.replace(objects, templates=on_textures)
     side = vision_side(backbone, config, num_maps=1)
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:

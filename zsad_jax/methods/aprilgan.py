@@ -26,17 +26,16 @@ from zsad_jax.methods.base import (
 )
 from zsad_jax.methods.shared import anomaly_map, layers, losses, prompts
 from zsad_jax.methods.shared.config import (
-    CLIP,
     FOUR_LAYERS,
     MAX_SIGMA,
+    TRAINING,
     Fields,
     OpenClipConfig,
     Recipe,
-    check_texts,
 )
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.nearest import distances, patch_rows
-from zsad_jax.methods.shared.similarity import cosines
+from zsad_jax.methods.shared.similarity import cosines, margin
 from zsad_jax.utils.config import config_from, within
 
 # In the published order.
@@ -53,16 +52,13 @@ TEMPLATES = prompts.texts(
     " a photo of a small {}., there is a {} in the scene., there is the {} in the scene.,"
     " this is a {} in the scene., this is the {} in the scene., this is one {} in the scene."
 )
-STATES = prompts.PROMPT_FAMILIES["industrial"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AprilGANConfig(OpenClipConfig):
+class AprilGANConfig(prompts.SentencesConfig, OpenClipConfig):
     """Options of APRIL-GAN; the defaults are those of the published numbers.
 
     Attributes:
-      normal_states, abnormal_states: `{}` is the class name.
-      templates: sentences around a state, whose features are averaged; `{}` is the filled state.
       mosaic: probability that a training image becomes a mosaic of four images of its category.
       temperature: divides the cosines.
     """
@@ -70,25 +66,18 @@ class AprilGANConfig(OpenClipConfig):
     name: ClassVar[str] = "aprilgan"
     title: ClassVar[str] = "APRIL-GAN"
     recipe: ClassVar[Recipe] = Recipe(
-        training={"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True},
-        backbone=CLIP,
+        training=TRAINING | {"epochs": 3},
         trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"epochs": 15}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "cls_norm")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
-    normal_states: tuple[str, ...] = STATES.normal
-    abnormal_states: tuple[str, ...] = STATES.anomalous
     templates: tuple[str, ...] = TEMPLATES
     feature_layers: tuple[int, ...] = FOUR_LAYERS
     mosaic: float = within(0.2, 0, 1)
     sigma: float = within(0.0, 0, MAX_SIGMA)
     temperature: float = within(0.01, 1e-6)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
 
 
 def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) -> Method:
@@ -103,7 +92,6 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
     config = config_from(AprilGANConfig, config)
     backbone = backbone.in_form(config.tower)
     count = len(config.feature_layers)
-    family = prompts.PromptFamily(config.normal_states, config.abnormal_states, config.templates)
 
     def init(key: Array, frozen: Params) -> Params:
         widths = backbone.vision_width, backbone.embed_dim
@@ -112,7 +100,7 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
     def encode_text(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
-        return prompts.encode_pairs(backbone, frozen, family, class_names)
+        return prompts.encode_pairs(backbone, frozen, config.family(), class_names)
 
     def prototypes(
         frozen: Params,
@@ -132,10 +120,8 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
     ) -> Float[Array, "b h w layers"]:
         """Returns (cos(W_l x_l, t_a) - cos(W_l x_l, t_n)) / tau of the patches x_l of each layer l."""
         projected = layers.linear_layers(params["layers"], features.patches)
-        return _margin(jnp.moveaxis(cosines(projected, text), 1, -2))
-
-    def _margin(values: Float[Array, "*b 2"]) -> Float[Array, "*b"]:
-        return (values[..., 1] - values[..., 0]) / config.temperature
+        values = jnp.moveaxis(cosines(projected, text), 1, -2)
+        return margin(values, config.temperature)
 
     def compute(
         frozen: Params,
@@ -152,7 +138,7 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         known, category = compared
         text = known["text"][category]
         tokens = features.global_tokens[:, config.global_token]
-        image = jax.nn.sigmoid(_margin(cosines(tokens, text)))
+        image = jax.nn.sigmoid(margin(cosines(tokens, text), config.temperature))
         patches = margins(params, text, features)
         if "banks" in known:
             found = [
@@ -181,7 +167,7 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         assert batch.fixed is not None  # see `Stage`
         terms = losses.margin_terms(margins(params, batch.fixed[batch.category], features), batch)
         terms.pop("dice_normal")
-        return sum(terms.values(), start=jnp.zeros(())), terms
+        return losses.total(terms)
 
     def import_params(state: Arrays) -> Params:
         state = without_prefix(state, "trainable_linearlayer")

@@ -366,10 +366,36 @@ class VisionSide(TypedDict):
 
     name: str
     config: MethodConfig
-    features: Callable[..., VisionFeatures]  # also takes `prompts` of the tower
+    features: FeaturesFn
     anomaly_map: AnomalyMapFn
     map_range: tuple[float, float]
     features_key: tuple[Any, ...]
+
+
+def vision_options(
+    backbone: Backbone,
+    config: MethodConfig,
+    *,
+    patch_norm: bool = True,
+    windows: tuple[int, ...] = (),
+    distinct: bool = False,
+) -> VisionOptions:
+    """Returns the options of the vision tower that follow from the shared options.
+
+    `patch_norm` and `windows` are those of `VisionOptions`. With `distinct`, blocks that are scaled to the same
+    one are one layer.
+    """
+    depth = backbone.vision_depth
+    layers = tuple(scale_block(one, depth, of=config.tower_depth) for one in config.feature_layers)
+    options: VisionOptions = {
+        "layers": tuple(dict.fromkeys(layers)) if distinct else layers,
+        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
+        "cls_norm": config.cls_norm,
+        "patch_norm": patch_norm,
+    }
+    if windows:
+        options["windows"] = windows
+    return options
 
 
 def vision_side(
@@ -383,8 +409,8 @@ def vision_side(
 ) -> VisionSide:
     """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
-    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` and `windows`
-    are those of `VisionOptions`. With `distinct`, blocks that are scaled to the same one are one layer.
+    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. For the others see
+    `vision_options`.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -395,31 +421,18 @@ def vision_side(
             f" {plural(backbone.num_global_tokens, 'global token')}, counted from 0. Use"
             f" {' or '.join(map(str, range(backbone.num_global_tokens)))}."
         )
-    depth = backbone.vision_depth
-    counted = config.tower_depth
-    layers = tuple(scale_block(block, depth, of=counted) for block in config.feature_layers)
-    if distinct:
-        layers = tuple(dict.fromkeys(layers))
-    options: VisionOptions = {
-        "layers": layers,
-        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
-        "cls_norm": config.cls_norm,
-        "patch_norm": patch_norm,
-    }
-    if windows:
-        options["windows"] = windows
+    options = vision_options(
+        backbone, config, patch_norm=patch_norm, windows=windows, distinct=distinct
+    )
 
-    def features(
-        frozen: Params, params: Params, images: Images, prompts: Array | None = None
-    ) -> VisionFeatures:
-        more: VisionOptions = {} if prompts is None else {"prompts": prompts}
-        return backbone.encode_image(frozen, images, **(options | more))
+    def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
+        return backbone.encode_image(frozen, images, **options)
 
     return {
         "name": config.name,
         "config": config,
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        "map_range": (0.0, float(num_maps or len(layers))),
+        "map_range": (0.0, float(num_maps or len(options["layers"]))),
         "features_key": (*options.values(), backbone.form),
     }

@@ -28,9 +28,9 @@ from zsad_jax.methods.base import (
 )
 from zsad_jax.methods.shared import anomaly_map, augmentation, layers, losses, prompts
 from zsad_jax.methods.shared.config import (
-    CLIP,
     FOUR_LAYERS,
     MAX_SIGMA,
+    TRAINING,
     Fields,
     OpenClipConfig,
     Recipe,
@@ -72,15 +72,9 @@ class VCPCLIPConfig(OpenClipConfig):
     needs_joint_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe(
         seed=333,
-        training={
-            "epochs": 10,
-            "batch_size": 32,
-            "learning_rate": 2e-5,
-            "learning_rates": {"log_scales": 1e-2},
-            "b1": 0.5,
-            "shuffle": True,
-        },
-        backbone=CLIP,
+        training=TRAINING
+        | {"epochs": 10, "batch_size": 32, "learning_rate": 2e-5}
+        | {"learning_rates": {"log_scales": 1e-2}},
         trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"learning_rate": 4e-5}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "alpha", "top_pixels", "normalize")
@@ -248,7 +242,7 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
         found, _ = compare(params, condition(frozen, params, features), features)
         terms = losses.margin_terms(found, batch)
         terms.pop("dice_normal")
-        return sum(terms.values(), start=jnp.zeros(())), terms
+        return losses.total(terms)
 
     vary = functools.partial(augmentation.vary, probability=config.augment)
     side = vision_side(backbone, config, num_maps=1, patch_norm=False)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import NOTHING_LEARNED, Category, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts
-from zsad_jax.methods.shared.config import MAX_SIGMA, Fields, MethodConfig, Recipe, check_texts
+from zsad_jax.methods.shared.config import MAX_SIGMA, Fields, Recipe
 from zsad_jax.methods.shared.nearest import distances, patch_rows
 from zsad_jax.methods.shared.similarity import cosines, scale_of
 from zsad_jax.utils.config import config_from, within
@@ -33,12 +33,10 @@ TEMPLATES = prompts.texts(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WinCLIPConfig(MethodConfig):
+class WinCLIPConfig(prompts.SentencesConfig):
     """Options of WinCLIP; the defaults are those of the published numbers.
 
     Attributes:
-      normal_states, abnormal_states: `{}` is the class name.
-      templates: sentences around a state, whose features are averaged as they are; `{}` is the filled state.
       windows: sides of the windows, in patches.
       full_image: whether the score of the whole image is a part of the map, as that of a window on all patches.
       feature_layers: vision blocks whose patch tokens are compared with those of references.
@@ -50,7 +48,6 @@ class WinCLIPConfig(MethodConfig):
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
-    normal_states: tuple[str, ...] = prompts.PROMPT_FAMILIES["industrial"].normal
     abnormal_states: tuple[str, ...] = prompts.texts(
         "damaged {}, {} with flaw, {} with defect, {} with damage"
     )
@@ -58,10 +55,6 @@ class WinCLIPConfig(MethodConfig):
     windows: tuple[int, ...] = (2, 3)
     full_image: bool = True
     sigma: float = within(0.0, 0, MAX_SIGMA)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
 
 
 def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) -> Method:
@@ -79,8 +72,6 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
     images = f"images of {backbone.preprocess.image_size} pixels have {grid} x {grid} patches"
     config.require("windows", fits, f"at least one size between 1 and {grid}: {images}")
     scale = scale_of(backbone, config.temperature)
-    states = config.normal_states, config.abnormal_states
-    family = prompts.PromptFamily(*states, config.templates, unit=False)
 
     def scales(features: VisionFeatures) -> list[tuple[int, Float[Array, "*b rows columns d"]]]:
         """Returns (size, tokens) of the patches of each layer, as windows of one patch, and of windows."""
@@ -92,6 +83,8 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> dict[str, Any]:
         """Returns the two texts of each class, and unit-norm tokens of the references for each scale."""
+        # The features of sentences are averaged as they are.
+        family = config.family(unit=False)
         text = prompts.encode_pairs(backbone, frozen, family, class_names)
         if references is None:
             return {"text": text}

@@ -16,6 +16,7 @@ CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # The recipe of AnomalyCLIP, used by most methods over CLIP.
 TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
 Fields = Mapping[str, Any]
+Form = Literal["open_clip", "adaclip", "openai"]  # of CLIP, see `Backbone.in_form`
 
 
 class Recipe(NamedTuple):
@@ -114,7 +115,7 @@ class OpenClipConfig(MethodConfig):
       tower: how CLIP's parameters are used, see `Backbone.in_form`; other families have one form.
     """
 
-    tower: Literal["open_clip", "openai"] = "open_clip"
+    tower: Form = "open_clip"
 
 
 def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:

@@ -4,6 +4,8 @@ The segmentation losses are those of AnomalyCLIP and its successors: they take p
 Masks are 1 where a pixel is anomalous.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -14,6 +16,11 @@ from zsad_jax.methods.shared.anomaly_map import upsample
 from zsad_jax.methods.shared.similarity import Comparison
 
 FOCAL_SMOOTHING = 1e-5
+
+
+def total(terms: Terms) -> Loss:
+    """Returns the sum of the terms of a loss, and the terms."""
+    return sum(terms.values(), start=jnp.zeros(())), terms
 
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
@@ -57,15 +64,20 @@ def dice_loss(
     probabilities: Float[Array, "b H W"],
     masks: Float[AnyArray, "b H W"],
     weights: Float[AnyArray, " b"],
+    *,
+    by_rows: bool = False,
 ) -> Float[Array, ""]:
     """Returns the mean over images of 1 - (2 sum(P m) + 1) / (sum(P) + sum(m) + 1).
 
-    P are the probabilities that a pixel belongs to the region whose mask m is.
+    P are the probabilities that a pixel belongs to the region whose mask m is. With `by_rows`, sums are those
+    of each row of pixels, and the mean is over rows as well.
     """
+    axes = (2,) if by_rows else (1, 2)
     # With the ones, an empty region and an all-zero map have the loss 0, where the ratio would be 0 / 0.
-    overlap = (probabilities * masks).sum(axis=(1, 2))
-    total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
-    return weighted_mean(1 - (2 * overlap + 1) / (total + 1), weights)
+    overlap = (probabilities * masks).sum(axes)
+    both = probabilities.sum(axes) + masks.sum(axes)
+    values = 1 - (2 * overlap + 1) / (both + 1)
+    return weighted_mean(values.reshape(len(values), -1).mean(axis=1), weights)
 
 
 def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> Terms:
@@ -101,15 +113,7 @@ def pixel_terms(pixels: Float[Array, "b H W 2"], batch: Batch, *, dice_rows: boo
     With `dice_rows`, the Dice losses are means over rows of pixels in place of images.
     """
     rows = segmentation_rows(batch).astype(jnp.float32)
-
-    def dice(probabilities: Float[Array, "b H W"], masks: Float[AnyArray, "b H W"]) -> Array:
-        if not dice_rows:
-            return dice_loss(probabilities, masks, rows)
-        b, height, width = masks.shape
-        shape = b * height, 1, width
-        weights = jnp.repeat(rows, height)
-        return dice_loss(probabilities.reshape(shape), masks.reshape(shape), weights)
-
+    dice = functools.partial(dice_loss, weights=rows, by_rows=dice_rows)
     return {
         "focal": focal_loss(pixels, batch.masks, rows),
         "dice_abnormal": dice(pixels[..., 1], batch.masks),

@@ -1,20 +1,24 @@
 """Sentences about normal and anomalous objects, learned tokens in them, and their text features."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, Params, Tokens
+from zsad_jax.backbones.base import AnyArray, Backbone, Params, Tokens
 from zsad_jax.data.protocols import clean_class_name
+from zsad_jax.methods.shared.config import MethodConfig, check_texts
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.errors import UserError
 
 SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
 SENTENCES_PER_CHUNK = 256  # bounds the memory of encoding many categories
+# From token ids and paddings to text features.
+EncodeTokensFn = Callable[[Int[AnyArray, "t n"], Int[AnyArray, "t n"]], Float[Array, "t d"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,28 @@ PROMPT_FAMILIES: dict[str, PromptFamily] = {
     # The class name is still inserted: agnostic only where the class is called "object".
     "object_agnostic": PromptFamily(normal=("{}",), anomalous=("damaged {}",), templates=("{}",)),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentencesConfig(MethodConfig):
+    """Options of methods that compare with sentences about states of an object.
+
+    Attributes:
+      normal_states, abnormal_states: `{}` is the class name.
+      templates: sentences around a state, whose features are averaged; `{}` is the filled state.
+    """
+
+    normal_states: tuple[str, ...] = PROMPT_FAMILIES["industrial"].normal
+    abnormal_states: tuple[str, ...] = PROMPT_FAMILIES["industrial"].anomalous
+    templates: tuple[str, ...] = PROMPT_FAMILIES["industrial"].templates
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
+
+    def family(self, *, unit: bool = True) -> PromptFamily:
+        """Returns the two ensembles of states, and the templates around them."""
+        return PromptFamily(self.normal_states, self.abnormal_states, self.templates, unit)
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:
@@ -185,12 +211,17 @@ def ensemble(
 
 
 def encode_sentences(
-    backbone: Backbone, frozen: Params, sentences: Sequence[str]
+    backbone: Backbone,
+    frozen: Params,
+    sentences: Sequence[str],
+    *,
+    encode: EncodeTokensFn | None = None,
 ) -> Float[Array, "t d"]:
-    """Returns the text features of sentences.
+    """Returns the text features of sentences, by `encode` in place of the backbone's own where it is given.
 
     Each distinct sentence is encoded once, in chunks that bound the memory.
     """
+    encode = encode or functools.partial(backbone.encode_text, frozen)
     texts = list(dict.fromkeys(sentences))
     number = {text: index for index, text in enumerate(texts)}
     ids, paddings = tokenize(backbone, texts)
@@ -198,18 +229,22 @@ def encode_sentences(
     chunks = -(-len(texts) // SENTENCES_PER_CHUNK)
     size = -(-len(texts) // chunks)
     filled = np.resize(np.arange(len(texts)), (chunks, size))  # the last repeats the first
-    embeddings: Array = jax.lax.map(
-        lambda chunk: backbone.encode_text(frozen, *chunk), (ids[filled], paddings[filled])
-    )
+    embeddings: Array = jax.lax.map(lambda x: encode(*x), (ids[filled], paddings[filled]))
     rows = np.array([number[text] for text in sentences])
     return embeddings.reshape(chunks * size, -1)[rows]
 
 
 def encode_ensembles(
-    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]], *, unit: bool = True
+    backbone: Backbone,
+    frozen: Params,
+    ensembles: Sequence[Sequence[str]],
+    *,
+    unit: bool = True,
+    encode: EncodeTokensFn | None = None,
 ) -> Float[Array, "ensembles d"]:
-    """Returns a unit-norm prototype for each ensemble of sentences."""
-    embeddings = encode_sentences(backbone, frozen, [text for one in ensembles for text in one])
+    """Returns a unit-norm prototype for each ensemble of sentences; for `encode` see `encode_sentences`."""
+    texts = [text for one in ensembles for text in one]
+    embeddings = encode_sentences(backbone, frozen, texts, encode=encode)
     groups = np.repeat(np.arange(len(ensembles)), [len(sentences) for sentences in ensembles])
     return ensemble(embeddings, groups, len(ensembles), unit=unit)
 

@@ -69,6 +69,11 @@ def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, 
     return x * jax.lax.rsqrt(squares)
 
 
+def margin(values: Float[Array, "*n 2"], temperature: float) -> Float[Array, "*n"]:
+    """Returns (a - n) / temperature of values (n, a): the logit of anomalous less that of normal."""
+    return (values[..., 1] - values[..., 0]) / temperature
+
+
 def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Float[Array, "*n k"]:
     """Returns cosines between each image's features and its own k texts; neither has to be normalized.
 
