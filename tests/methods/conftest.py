@@ -99,6 +99,26 @@ def load_golden_clip():
 
 
 @pytest.fixture(scope="session")
+def with_words():
+    """Gives a CLIP a tokenizer of a few words: `with_words(clip, {"photo": [1125]})`."""
+
+    def replace(clip, words):
+        def tokenize(texts):
+            ids = np.zeros((len(texts), 77), np.int32)
+            for row, text in zip(ids, texts, strict=True):
+                known = [
+                    number for word in text.replace(".", " .").split() for number in words[word]
+                ]
+                row[: len(known) + 2] = [49406, *known, 49407]
+            return ids, np.int32(ids == 0)
+
+        side = dataclasses.replace(clip.text, tokenize=tokenize)
+        return dataclasses.replace(clip, text=side, forms={})
+
+    return replace
+
+
+@pytest.fixture(scope="session")
 def read_golden():
     """Reads an npz file of the goldens: `read_golden("faprompt", "expected")`."""
 

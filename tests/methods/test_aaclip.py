@@ -32,22 +32,14 @@ def golden(read_golden):
 
 
 @pytest.fixture(scope="module")
-def clip(load_golden_clip):
+def clip(load_golden_clip, with_words):
     """Returns the golden's CLIP, with a tokenizer of the words above."""
     loaded = load_golden_clip("tiny_clip_zsad", text_num_heads=3).in_form("open_clip")
-
-    def tokenize(texts):
-        ids = np.zeros((len(texts), 77), np.int32)
-        for row, text in zip(ids, texts, strict=True):
-            words = [number for word in text.replace(".", " .").split() for number in WORDS[word]]
-            row[: len(words) + 2] = [49406, *words, 49407]
-        return ids, np.int32(ids == 0)
-
-    side = dataclasses.replace(loaded.text, tokenize=tokenize)
+    loaded = with_words(loaded, WORDS)
     # The golden's images are normalized: those of a category pass unchanged.
     unit = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
     preprocess = dataclasses.replace(loaded.preprocess, image_size=84, **unit)
-    return dataclasses.replace(loaded, text=side, preprocess=preprocess, forms={})
+    return dataclasses.replace(loaded, preprocess=preprocess)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 import zsad_jax
 from zsad_jax.backbones.base import VisionFeatures
-from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods import Batch, config_class, count_parameters, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
@@ -263,3 +263,25 @@ def test_texts_are_cut_at_the_longest(name, options, backbone_name, longest):
     assert max(lengths) == longest < cut.text_length
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("vcpclip", {"post_vcp": False, "alpha": 0.9}, "alpha"),
+        ("aaclip", {"vv_from": None, "vv_axis": "batch"}, "vv_axis"),
+        ("aaclip", {"orthogonality_weight": 0.0, "orthogonality": "image"}, "orthogonality"),
+        ("adaclip", {"prompt_type": "", "num_prompts": 3}, "num_prompts"),
+        ("adaclip", {"hsf": "mean", "kmeans_steps": 3}, "kmeans_steps"),
+        ("adaclip", {"hsf": "none", "clusters": 3}, "clusters"),
+        ("anovl", {"adapter_steps": 0, "noise": 0.1}, "noise"),
+    ],
+)
+def test_rejects_options_without_effect(name, options, key):
+    with pytest.raises(UserError, match=f"'{key}' is .* has no effect with"):
+        config_class(name)(**options)
+
+
+def test_rejects_text_tokens_in_the_first_block_alone():
+    with pytest.raises(UserError, match="'prompt_depth' is 1"):
+        config_class("adaclip")(prompt_branch="L", prompt_depth=1)

@@ -123,6 +123,13 @@ class AACLIPConfig(prompts.SentencesConfig, OpenClipConfig):
     normalize: Literal["category", "none"] = "category"
     temperature: float = within(0.01, 1e-6)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vv_from is None:
+            self.reject_unused("without vv_from", "vv_axis")
+        if not self.orthogonality_weight:
+            self.reject_unused("without orthogonality_weight", "orthogonality")
+
 
 def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> Method:
     """Returns AA-CLIP over a backbone with a text side.

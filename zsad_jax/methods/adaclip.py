@@ -91,6 +91,19 @@ class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
     feature_layers: tuple[int, ...] = FOUR_LAYERS
     temperature: float = within(0.01, 1e-6)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.prompt_type and self.prompt_branch):
+            words = "without prompt_type or prompt_branch"
+            self.reject_unused(words, "num_prompts", "prompt_depth", "init_std")
+        elif self.prompt_branch == "L":
+            expected = "at least 2: the first block of the text tower has none"
+            self.require("prompt_depth", self.prompt_depth > 1, expected)
+        if self.hsf != "kmeans":
+            self.reject_unused(f"with hsf={self.hsf!r}", "kmeans_steps")
+        if self.hsf == "none":
+            self.reject_unused("with hsf='none'", "clusters", "hsf_share")
+
 
 def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) -> Method:
     """Returns AdaCLIP over a backbone whose images and texts share a space.

@@ -129,6 +129,9 @@ class AnoVLConfig(prompts.SentencesConfig, OpenClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("pooling", self.pooling % 2 == 1, "an odd number of patches")
+        if not self.adapter_steps:
+            own = "adapter_rate", "adapter_decay", "adapter_share", "adapter_seed"
+            self.reject_unused("without adapter_steps", *own, "noise", "noise_weight")
 
 
 def anovl(backbone: Backbone, config: AnoVLConfig | Fields | None = None) -> Method:

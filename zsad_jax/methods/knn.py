@@ -92,14 +92,10 @@ class KnnConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         others = ("tau",) if self.variant == "neighbors" else ("k", "metric", "mask_references")
-        unused = dict.fromkeys(others, f"with variant={self.variant!r}")
+        self.reject_unused(f"with variant={self.variant!r}", *others)
         if self.mask_threshold is None:
-            of_masks = ("mask_backbones", "mask_only", "mask_references")
-            unused |= dict.fromkeys(of_masks, "without mask_threshold")
-        for name, reason in unused.items():
-            default = getattr(type(self), name)
-            fits = getattr(self, name) == default
-            self.require(name, fits, f"{default!r}, since it has no effect {reason}")
+            of_masks = "mask_backbones", "mask_only", "mask_references"
+            self.reject_unused("without mask_threshold", *of_masks)
 
 
 def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> base.Method:

@@ -103,6 +103,8 @@ class VCPCLIPConfig(OpenClipConfig):
         for key in ("normal_text", "abnormal_text"):
             fits = getattr(self, key).count("{}") == 1
             self.require(key, fits, "text with one {}, where class tokens are inserted")
+        if not self.post_vcp:
+            self.reject_unused("without post_vcp", "post_vcp_heads", "alpha")
 
 
 def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) -> Method:

@@ -100,6 +100,13 @@ class MethodConfig:
         if not fits:
             raise UserError(f"Config key '{key}' is {getattr(self, key)!r}. Expected {expected}.")
 
+    def reject_unused(self, reason: str, *keys: str) -> None:
+        """Raises UserError if a key that has no effect, for a reason such as "without masks", is set."""
+        for key in keys:
+            default = getattr(type(self), key)
+            expected = f"{default!r}, since it has no effect {reason}"
+            self.require(key, getattr(self, key) == default, expected)
+
     def training_options(self) -> dict[str, Any]:
         """Returns the options that training sees."""
         scoring_only = vars(type(self)).get("scoring_only", ())  # not an inherited one
