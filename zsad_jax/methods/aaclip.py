@@ -25,17 +25,7 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    Scores,
-    Stage,
-    grouped,
-    score_fn,
-    vision_options,
-    vision_side,
-)
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import anomaly_map, augmentation, losses, prompts
 from zsad_jax.methods.shared.augmentation import Image, Mask
 from zsad_jax.methods.shared.config import (
@@ -146,11 +136,10 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
     backbone = backbone.in_form(config.tower)
     text_side = backbone.need_text()
     depth, count = backbone.vision_depth, len(config.feature_layers)
-    shared = vision_options(backbone, config)
-    layers = shared["layers"]
+    layers = config.layers_of(depth)
     surgery: VisionOptions = {
         "layers": layers[-1:] if config.stage1_layers == "last" else layers,
-        "vv_from": shared["vv_from"],
+        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
         "vv_path": "through" if config.vv_axis == "token" else "through_batch",
     }
 

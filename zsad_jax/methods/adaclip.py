@@ -14,20 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
+from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.feature_cache import Images
-from zsad_jax.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    Scores,
-    Stage,
-    grouped,
-    score_fn,
-    vision_options,
-    vision_side,
-)
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import anomaly_map, layers, losses, prompts
 from zsad_jax.methods.shared.clusters import kmeans
 from zsad_jax.methods.shared.config import (
@@ -119,7 +109,6 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
     config = config_from(AdaCLIPConfig, config)
     backbone = backbone.in_form(config.tower)
     side = vision_side(backbone, config, num_maps=1, patch_norm=False)
-    options = vision_options(backbone, config, patch_norm=False)
     family = config.family()
     sentences = family.sentences("object")
     states = np.repeat(range(2), [len(texts) for texts in sentences])
@@ -151,12 +140,11 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         def tokens(tower: str) -> Params:
             static, dynamic = jax.random.split(keys[tower])
             found: dict[str, Any] = {}
-            width = widths[tower]
             if "S" in config.prompt_type:
-                drawn = jax.random.normal(static, (depths[tower], count, width))
+                drawn = jax.random.normal(static, (depths[tower], count, widths[tower]))
                 found["static"] = config.init_std * drawn
             if "D" in config.prompt_type:
-                found["dynamic"] = layers.init_linears(dynamic, count, joint, width)
+                found["dynamic"] = layers.init_linears(dynamic, count, joint, widths[tower])
             return found
 
         params: Params = {tower: tokens(tower) for tower in depths}
@@ -180,9 +168,14 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         """Returns the features with learned tokens, whose global tokens precede the plain ones."""
-        plain = backbone.encode_image(frozen, images, **options).global_tokens
-        tokens = learned(params, "visual", plain[:, config.global_token])
-        found = backbone.encode_image(frozen, images, **options, prompts=tokens)
+        plain = backbone.encode_image(frozen, images, cls_norm=config.cls_norm).global_tokens
+        options: VisionOptions = {
+            "layers": config.layers_of(backbone.vision_depth),
+            "cls_norm": config.cls_norm,
+            "patch_norm": False,
+            "prompts": learned(params, "visual", plain[:, config.global_token]),
+        }
+        found = backbone.encode_image(frozen, images, **options)
         both = jnp.concatenate([found.global_tokens, plain], axis=1)
         return found._replace(global_tokens=both)
 
@@ -258,8 +251,7 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
                 names = [f"static_prompts.{first + i}" for i in range(depths[tower])]
                 found["static"] = np.stack([state[f"{tower}_prompter.{name}"] for name in names])
             if "D" in config.prompt_type:
-                generator = f"dynamic_{tower}_prompt_generator"
-                found["dynamic"] = stacked(generator, config.num_prompts)
+                found["dynamic"] = stacked(f"dynamic_{tower}_prompt_generator", config.num_prompts)
             return found
 
         params: Params = {tower: tokens(tower) for tower in depths}
@@ -267,7 +259,11 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         params["token"] = layers.linear_from_torch(state, "cls_token_layer.head.0")
         return params
 
-    visual: dict[str, Any] = {"features": features, "features_key": None, "cacheable": False}
+    own: dict[str, Any] = {
+        "anomaly_map": functools.partial(anomaly_map.margin_map, sigma=config.sigma)
+    }
+    if "visual" in depths:
+        own |= {"features": features, "features_key": None, "cacheable": False}
     unused = "S" in config.prompt_type and "L" in config.prompt_branch
     return Method(
         init=init,
@@ -280,11 +276,7 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         stages=(Stage(mosaic=config.mosaic, fixed=None if "text" in depths else prototypes),),
         import_params=import_params,
         unused_parameters=config.num_prompts * backbone.text_width if unused else 0,
-        **{
-            **side,
-            "anomaly_map": functools.partial(anomaly_map.margin_map, sigma=config.sigma),
-            **(visual if "visual" in depths else {}),
-        },
+        **{**side, **own},
     )
 
 

@@ -372,32 +372,6 @@ class VisionSide(TypedDict):
     features_key: tuple[Any, ...]
 
 
-def vision_options(
-    backbone: Backbone,
-    config: MethodConfig,
-    *,
-    patch_norm: bool = True,
-    windows: tuple[int, ...] = (),
-    distinct: bool = False,
-) -> VisionOptions:
-    """Returns the options of the vision tower that follow from the shared options.
-
-    `patch_norm` and `windows` are those of `VisionOptions`. With `distinct`, blocks that are scaled to the same
-    one are one layer.
-    """
-    depth = backbone.vision_depth
-    layers = tuple(scale_block(one, depth, of=config.tower_depth) for one in config.feature_layers)
-    options: VisionOptions = {
-        "layers": tuple(dict.fromkeys(layers)) if distinct else layers,
-        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
-        "cls_norm": config.cls_norm,
-        "patch_norm": patch_norm,
-    }
-    if windows:
-        options["windows"] = windows
-    return options
-
-
 def vision_side(
     backbone: Backbone,
     config: MethodConfig,
@@ -409,8 +383,8 @@ def vision_side(
 ) -> VisionSide:
     """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
-    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. For the others see
-    `vision_options`.
+    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` and `windows`
+    are those of `VisionOptions`. With `distinct`, blocks that are scaled to the same one are one layer.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -421,9 +395,17 @@ def vision_side(
             f" {plural(backbone.num_global_tokens, 'global token')}, counted from 0. Use"
             f" {' or '.join(map(str, range(backbone.num_global_tokens)))}."
         )
-    options = vision_options(
-        backbone, config, patch_norm=patch_norm, windows=windows, distinct=distinct
-    )
+    layers = config.layers_of(backbone.vision_depth)
+    if distinct:
+        layers = tuple(dict.fromkeys(layers))
+    options: VisionOptions = {
+        "layers": layers,
+        "vv_from": config.vv_from and scale_block(config.vv_from, backbone.vision_depth),
+        "cls_norm": config.cls_norm,
+        "patch_norm": patch_norm,
+    }
+    if windows:
+        options["windows"] = windows
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         return backbone.encode_image(frozen, images, **options)
@@ -433,6 +415,6 @@ def vision_side(
         "config": config,
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        "map_range": (0.0, float(num_maps or len(options["layers"]))),
+        "map_range": (0.0, float(num_maps or len(layers))),
         "features_key": (*options.values(), backbone.form),
     }

@@ -100,6 +100,10 @@ class MethodConfig:
         if not fits:
             raise UserError(f"Config key '{key}' is {getattr(self, key)!r}. Expected {expected}.")
 
+    def layers_of(self, depth: int) -> tuple[int, ...]:
+        """Returns the feature layers of a vision tower with so many blocks."""
+        return tuple(scale_block(one, depth, of=self.tower_depth) for one in self.feature_layers)
+
     def reject_unused(self, reason: str, *keys: str) -> None:
         """Raises UserError if a key that has no effect, for a reason such as "without masks", is set."""
         for key in keys:
