@@ -175,7 +175,7 @@ class Experiment:
         for field in ("method_for", "trained_on", "auxiliary_for", "checkpoints"):
             for name in sorted({*getattr(self, field)} - {*known}):
                 # Any other name may be the user's own dataset, which is not evaluated this time.
-                if nearest(name, known, cutoffs=(0.8,)):
+                if not _keys(name) <= {*known} and nearest(name, known, cutoffs=(0.8,)):
                     raise UserError(
                         f"config.{field} names {name!r}, which is neither a target nor a dataset."
                         f" {suggest(name, known)}"

@@ -87,8 +87,7 @@ class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
             words = "without prompt_type or prompt_branch"
             self.reject_unused(words, "num_prompts", "prompt_depth", "init_std")
         elif self.prompt_branch == "L":
-            expected = "at least 2: the first block of the text tower has none"
-            self.require("prompt_depth", self.prompt_depth > 1, expected)
+            self.require("prompt_depth", self.prompt_depth > 1, "at least 2 with prompt_branch='L'")
         if self.hsf != "kmeans":
             self.reject_unused(f"with hsf={self.hsf!r}", "kmeans_steps")
         if self.hsf == "none":
