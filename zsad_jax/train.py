@@ -97,7 +97,8 @@ class Member(NamedTuple):
 class TrainState(NamedTuple):
     """The state from which training resumes: of one member, or of all along a leading axis.
 
-    `fixed` is that of the batches, computed from the parameters: checkpoints do not have it.
+    `fixed` is that of the batches. It is computed from parameters that the stage does not train, so checkpoints
+    do not have it.
     """
 
     params: PyTree
@@ -374,10 +375,8 @@ def train(
                 compute(frozen, jax.tree.map(lambda x, i=i: x[i], held), names)
                 for i in range(len(members) if held else 1)
             ]
-            fixed = jax.tree.map(lambda *x: jnp.stack(x), *found)
-            shared = len(members) // len(found)  # by all, where no parameters are read
-            fixed = jax.tree.map(lambda x, n=shared: jnp.repeat(x, n, axis=0), fixed)
-            states = states._replace(fixed=fixed)
+            found *= len(members) // len(found)  # without parameters, it is the same for all
+            states = states._replace(fixed=jax.tree.map(lambda *x: jnp.stack(x), *found))
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh)
@@ -399,7 +398,7 @@ class _Images:
         self._key, _ = encoder_of(method, stage)
         self._features, self._mesh = features.select([self._key]), mesh
         self._dataset = dataset = features.dataset
-        # Of each image, the positions of those that a mosaic in its place is made of.
+        # For each image, the positions of the images from which a mosaic in its place is drawn.
         self.pools: list[Int[np.ndarray, " n"]] = [np.empty(0, int)] * len(dataset)
         if stage.mosaic:
             of_each, labels = (read_field(dataset, name) for name in ("category", "label"))

@@ -272,6 +272,7 @@ def test_texts_are_cut_at_the_longest(name, options, backbone_name, longest):
         ("aaclip", {"vv_from": None, "vv_axis": "batch"}, "vv_axis"),
         ("aaclip", {"orthogonality_weight": 0.0, "orthogonality": "image"}, "orthogonality"),
         ("adaclip", {"prompt_type": "", "num_prompts": 3}, "num_prompts"),
+        ("adaclip", {"prompt_type": "D", "init_std": 0.1}, "init_std"),
         ("adaclip", {"hsf": "mean", "kmeans_steps": 3}, "kmeans_steps"),
         ("adaclip", {"hsf": "none", "clusters": 3}, "clusters"),
         ("anovl", {"adapter_steps": 0, "noise": 0.1}, "noise"),

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 
 NO_TEXT = "no text side"  # of a vision-only model, in messages and tables
 Params: TypeAlias = PyTree  # of arrays
@@ -234,11 +234,16 @@ class Backbone:
         """Returns the backbone with the same parameters, used as in another code base.
 
         CLIP has the forms "openai", as loaded; "open_clip", with the exact GELU in both towers and positions
-        resized bicubically with antialias; and "adaclip", which is the latter without antialias. A backbone
-        without the form is returned as it is.
+        resized bicubically with antialias; and "adaclip", which is the latter without antialias. A backbone of
+        another family, which has one form, is returned as it is.
+
+        Raises:
+          UserError: for an unknown form.
         """
-        if form not in self.forms:
+        if not self.form or not self.forms:
             return self
+        if form not in self.forms:
+            raise UserError(f"Unknown form {form!r}. {suggest(form, self.forms)}")
         return dataclasses.replace(self, form=form, **self.forms[form])
 
     def need_text(self, user: str = "what was asked for") -> TextSide:

@@ -337,26 +337,30 @@ def _apply(tower: nn.Module, params: Params, side: str, *arrays: Any, **options:
         raise UserError(
             f"The first argument is {type(params).__name__} without {side!r}. Pass backbone.params."
         )
+    leaves, structure = jax.tree.flatten((arrays, options))
+    is_array = [isinstance(x, np.ndarray | jax.Array) for x in leaves]
+    static = tuple(None if array else x for x, array in zip(leaves, is_array, strict=True))
+    traced = [x if array else None for x, array in zip(leaves, is_array, strict=True)]
     try:
-        leaves, form = jax.tree.flatten((arrays, options))
-        given = [isinstance(x, np.ndarray | jax.Array) for x in leaves]
-        fixed = tuple(None if array else x for x, array in zip(leaves, given, strict=True))
-        traced = [x if array else None for x, array in zip(leaves, given, strict=True)]
-        return _apply_compiled(tower, form, fixed, params[side], traced)
+        return _apply_compiled(tower, structure, static, params[side], traced)
     except flax.errors.FlaxError as error:
         raise UserError(
             f"The {side!r} parameters are not those of this backbone. Pass its own backbone.params."
         ) from error
 
 
-# Traced once for all programs with these shapes, of which it becomes a part like any other code. Numbers stay
-# those of Python (`fixed`).
+# Traced once per tower and shapes, and inlined into the programs that call it. Options that are not arrays,
+# such as block numbers, are static.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _apply_compiled(
-    tower: nn.Module, form: Any, fixed: tuple[Any, ...], params: Params, traced: list[Array | None]
+    tower: nn.Module,
+    structure: Any,
+    static: tuple[Any, ...],
+    params: Params,
+    traced: list[Array | None],
 ) -> Any:
-    leaves = [one if x is None else x for x, one in zip(traced, fixed, strict=True)]
-    arrays, options = jax.tree.unflatten(form, leaves)
+    leaves = [one if x is None else x for x, one in zip(traced, static, strict=True)]
+    arrays, options = jax.tree.unflatten(structure, leaves)
     return tower.apply({"params": params}, *arrays, **options)
 
 

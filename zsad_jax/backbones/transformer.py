@@ -588,12 +588,13 @@ class Transformer(nn.Module):
         return found[0], found[1:]
 
     def _run(self, block: Block, *arguments: Any) -> Any:
-        """Runs a block, which is traced once for all blocks with equal shapes."""
-        if self.is_initializing():
+        """Runs a block; blocks with equal shapes are traced once."""
+        if self.is_initializing():  # makes the parameters, in the scope of this module
             return block(*arguments)
         name = str(block.name)
         params = self.variables.get("params", {}).get(name, {})
         with jax.named_scope(name):
+            # Without name and parent, all blocks of a tower are one static argument.
             return _run_block(block.clone(parent=None, name=None), params, *arguments)
 
 

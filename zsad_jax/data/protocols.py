@@ -140,6 +140,13 @@ def parse_name(name: str) -> tuple[SplitName, ...]:
     return parts
 
 
+def training_parts(name: str) -> frozenset[SplitName]:
+    """Returns the parts of a name in any order; the split that is usual for training is the test split."""
+    return frozenset(
+        part._replace(split="" if part.split == "test" else part.split) for part in parse_name(name)
+    )
+
+
 def check_name(key: str) -> None:
     """Rejects names of datasets that would act as paths, since files and folders are named after them.
 

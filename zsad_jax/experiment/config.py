@@ -17,7 +17,7 @@ from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.open import Spec, parse_spec
-from zsad_jax.data.protocols import Naming, check_name, parse_name
+from zsad_jax.data.protocols import Naming, check_name, parse_name, training_parts
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.base import check_references
 from zsad_jax.methods.shared import prompt_files
@@ -25,7 +25,7 @@ from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils import sharding
-from zsad_jax.utils.config import check_fields, config_from, plain, within
+from zsad_jax.utils.config import check_fields, config_from, merged, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import PathLike, user_path
 
@@ -141,9 +141,6 @@ class Experiment:
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         _ = self.training_config, self.features_config, self.method_on()
-        for name in self.trained_on:
-            with located(f"config.trained_on[{name!r}]"):
-                self.on_auxiliary(name)
         if self.distributed and self.features_config.cache == "disk":
             raise UserError(
                 "config.features.cache is 'disk', but runs of several processes (config.distributed=True) keep"
@@ -156,6 +153,9 @@ class Experiment:
             )
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
+        for name in self.trained_on:
+            with located(f"config.trained_on[{name!r}]"):
+                self.on_auxiliary(name)
 
     def _check_targets(self) -> None:
         names = [target.name for target in self.resolved]
@@ -212,12 +212,18 @@ class Experiment:
 
     def on_auxiliary(self, name: str) -> "Experiment":
         """Returns the experiment with the method and the training of an auxiliary dataset."""
-        own = self.trained_on.get(name, {})
+        parts = training_parts(name)
+        own = next((x for k, x in self.trained_on.items() if training_parts(k) == parts), {})
         if other := sorted({*own} - {"method", "training"}):
             raise UserError(f"Unknown section {other[0]!r}. Expected 'method' or 'training'.")
-        sections: dict[str, Any] = {
-            key: {**getattr(self, key), **fields} for key, fields in own.items()
-        }
+        alone = config_class(self.method["name"]).training_only
+        for key in own.get("method", {}):
+            if key not in alone:
+                raise UserError(
+                    f"Scoring reads config.method.{key} as well. Set it there; these differ in training alone:"
+                    f" {', '.join(alone) or 'none'}."
+                )
+        sections: dict[str, Any] = {k: merged(getattr(self, k), x) for k, x in own.items()}
         return dataclasses.replace(self, trained_on={}, **sections) if sections else self
 
     def main_method(self, backbone: Backbone) -> Method:
@@ -233,6 +239,12 @@ class Experiment:
         options = {**self.method, **self.method_for.get(target, {})}
         name = options.pop("name")
         with located(f"config.method_for[{target!r}]" if target else "config.method"):
+            for key in self.method_for.get(target, {}):
+                if key in config_class(name).training_only:
+                    raise UserError(
+                        f"Training alone reads {key!r}, which is the same for all targets. Set it in"
+                        " config.method or config.trained_on."
+                    )
             return config_from(config_class(name), options)
 
     def auxiliaries(self) -> tuple[str, ...]:
@@ -307,15 +319,9 @@ class Experiment:
 
     def _check_main(self, method: Method, backbone: Backbone) -> None:
         image_score(method, self.image_score)
-        shapes = param_shapes(method, backbone)
-        for name, one in {"": self, **{k: self.on_auxiliary(k) for k in self.trained_on}}.items():
+        for one in (self, *map(self.on_auxiliary, self.trained_on)):
             check_learning_rates(one.training_config, method)
-            if param_shapes(one.main_method(backbone), backbone) != shapes:
-                raise UserError(
-                    f"config.trained_on[{name!r}] changes which parameters are learned, so that the method"
-                    " cannot use them. Set such fields in config.method."
-                )
-        if self.train and not shapes:
+        if self.train and not param_shapes(method, backbone):
             raise UserError(
                 f"config.train is True, but {method.name} as configured learns nothing. Set it to False."
             )

@@ -10,6 +10,7 @@ from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import load_config
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.wording import describe_value, short_keys
+from zsad_jax.utils.config import merged
 from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, suggest
 
 # Sections in which the settings of a run may differ.
@@ -138,8 +139,8 @@ def _compare(main: Experiment, fields: Mapping[str, Any]) -> Experiment:
 
 
 def _order(key: str) -> tuple[bool, int, bool]:
-    # Another method starts without references.
-    return key == "shots", key.count("."), not key.endswith(".name")
+    # Another method starts without references, and without settings of auxiliary datasets.
+    return key in ("shots", "trained_on"), key.count("."), not key.endswith(".name")
 
 
 def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
@@ -153,7 +154,7 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
         another = value.get("name", before.get("name")) != before.get("name")
         # Another method or backbone has its own options alone, apart from those that all backbones have.
         kept = {key: before[key] for key in _OF_ANY if section == "backbone" and key in before}
-        changes = {section: {**kept, **value} if another else _merge(before, value)}
+        changes = {section: {**kept, **value} if another else merged(before, value)}
         if section == "method":
             fields = main.method_for.items()
             left = {name: {k: v for k, v in of.items() if k not in value} for name, of in fields}
@@ -170,11 +171,3 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
                 for name, own in main.trained_on.items()
             }
     return dataclasses.replace(main, **changes)
-
-
-def _merge(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(before)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
-        merged[key] = _merge(before[key], value) if nested else value
-    return merged

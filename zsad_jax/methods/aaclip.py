@@ -44,7 +44,10 @@ from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 # Of the Gaussian that smooths the scores of patches, in patches.
-INDUSTRIAL, MEDICAL = {"sigma": 1.0, "radius": 3}, {"sigma": 1.5, "radius": 4}
+GAUSSIANS: dict[str, dict[str, Any]] = {
+    "industrial": {"sigma": 1.0, "radius": 3},
+    "medical": {"sigma": 1.5, "radius": 4},
+}
 HIGHEST = jax.lax.Precision.HIGHEST
 VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the second stage
 
@@ -86,6 +89,10 @@ class AACLIPConfig(prompts.SentencesConfig, OpenClipConfig):
         },
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("domain", "normalize")
+    training_only: ClassVar[tuple[str, ...]] = (
+        *("vv_from", "vv_axis", "stage1_layers", "orthogonality", "orthogonality_weight"),
+        *("text_epochs", "text_batch_size", "augment", "color", "text_augment"),
+    )
     sigma: ClassVar[float] = 0.0  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
@@ -296,8 +303,7 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
     vision_stage = Stage(("vision",), augment=change if changes else None, fixed=encode_text)
     side = vision_side(backbone, config)
     side["features"] = features
-    blur: Any = MEDICAL if config.domain == "medical" else INDUSTRIAL
-    side["anomaly_map"] = functools.partial(anomaly_map.grid_map, **blur)
+    side["anomaly_map"] = functools.partial(anomaly_map.grid_map, **GAUSSIANS[config.domain])
     made = Method(
         init=init,
         prototypes=encode_text,

@@ -44,13 +44,12 @@ class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
       prompt_type: static tokens (S), dynamic ones (D), or their sum; "": none.
       prompt_branch: towers with learned tokens, of vision (V) and language (L); "": none.
       num_prompts: learned tokens of a block.
-      prompt_depth: number of first blocks of each tower with learned tokens; all of a tower with fewer. The
-        first block of the text tower has none.
+      prompt_depth: number of first blocks of each tower with learned tokens; the first text block has none.
       hsf: the image score sees, beside the class token, the most anomalous patches: the mean of the centers of
         their clusters, or their mean; "none": the class token alone.
-      clusters: of the patches, which are five times as many.
-      kmeans_steps: of Lloyd's algorithm (the published code uses that of scikit-learn, which draws a start).
-      hsf_share: of the patches in the sum with the class token.
+      clusters: number of clusters of the most anomalous patches, which are five times as many.
+      kmeans_steps: steps of Lloyd's algorithm from a fixed start (scikit-learn's, as published, draws it).
+      hsf_share: share of these patches in the sum with the class token.
       mosaic: probability that a training image becomes a mosaic of four images of its category.
       dice_rows: the Dice losses take each row of pixels as an image, as the published code does.
       temperature: divides the cosines.
@@ -65,6 +64,7 @@ class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
         trained_on={one: {"method": {"mosaic": 0.0}} for one in ("visa", "visa+cvc_clinicdb")},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
+    training_only: ClassVar[tuple[str, ...]] = ("mosaic", "dice_rows")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     tower: Form = "adaclip"
@@ -84,9 +84,10 @@ class AdaCLIPConfig(prompts.SentencesConfig, OpenClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.prompt_type and self.prompt_branch):
-            words = "without prompt_type or prompt_branch"
-            self.reject_unused(words, "num_prompts", "prompt_depth", "init_std")
-        elif self.prompt_branch == "L":
+            self.reject_unused("without learned tokens", "num_prompts", "prompt_depth", "init_std")
+        elif self.prompt_type == "D":
+            self.reject_unused("without static tokens", "init_std")
+        if self.prompt_type and self.prompt_branch == "L":
             self.require("prompt_depth", self.prompt_depth > 1, "at least 2 with prompt_branch='L'")
         if self.hsf != "kmeans":
             self.reject_unused(f"with hsf={self.hsf!r}", "kmeans_steps")
@@ -119,7 +120,7 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
     conditional = "text" in depths and "D" in config.prompt_type
     if "text" in depths and backbone.num_start_tokens:
         room = min(len(text.split()) for texts in sentences for text in texts)
-        expected = f"at most {room}: learned tokens replace words, of which a sentence has so many"
+        expected = f"at most {room}, the words of the shortest sentence, which they replace"
         config.require("num_prompts", config.num_prompts <= room, expected)
 
     @functools.cache
@@ -258,9 +259,8 @@ def adaclip(backbone: Backbone, config: AdaCLIPConfig | Fields | None = None) ->
         params["token"] = layers.linear_from_torch(state, "cls_token_layer.head.0")
         return params
 
-    own: dict[str, Any] = {
-        "anomaly_map": functools.partial(anomaly_map.margin_map, sigma=config.sigma)
-    }
+    make_map = functools.partial(anomaly_map.margin_map, sigma=config.sigma)
+    own: dict[str, Any] = {"anomaly_map": make_map}
     if "visual" in depths:
         own |= {"features": features, "features_key": None, "cacheable": False}
     unused = "S" in config.prompt_type and "L" in config.prompt_branch

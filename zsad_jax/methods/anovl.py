@@ -101,7 +101,6 @@ class AnoVLConfig(prompts.SentencesConfig, OpenClipConfig):
     )
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
-    draws: ClassVar[str] = "adapter_seed"
 
     normal_states: tuple[str, ...] = prompts.texts(
         "normal {}, flawless {}, perfect {}, unblemished {}, {} without flaw, {} without defect,"
@@ -132,6 +131,10 @@ class AnoVLConfig(prompts.SentencesConfig, OpenClipConfig):
         if not self.adapter_steps:
             own = "adapter_rate", "adapter_decay", "adapter_share", "adapter_seed"
             self.reject_unused("without adapter_steps", *own, "noise", "noise_weight")
+
+    @property
+    def draws(self) -> str | None:
+        return "adapter_seed" if self.adapter_steps else None
 
 
 def anovl(backbone: Backbone, config: AnoVLConfig | Fields | None = None) -> Method:

@@ -70,6 +70,7 @@ class AprilGANConfig(prompts.SentencesConfig, OpenClipConfig):
         trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"epochs": 15}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "cls_norm")
+    training_only: ClassVar[tuple[str, ...]] = ("mosaic",)
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
@@ -112,8 +113,8 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         text = encode_text(frozen, params, class_names)
         if references is None:
             return {"text": text}
-        # The axes are [category, image, layer, h, w, d].
-        return {"text": text, "banks": jnp.moveaxis(patch_rows(references.patches, "cosine"), 2, 0)}
+        rows = patch_rows(references.patches, "cosine")  # [category, image, layer, n, d]
+        return {"text": text, "banks": jnp.moveaxis(rows, 2, 0)}
 
     def margins(
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures

@@ -78,6 +78,7 @@ class VCPCLIPConfig(OpenClipConfig):
         trained_on={"visa": {"method": {"mosaic": 0.0}, "training": {"learning_rate": 4e-5}}},
     )
     scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "alpha", "top_pixels", "normalize")
+    training_only: ClassVar[tuple[str, ...]] = ("mosaic", "mosaic_of", "augment")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     normal_text: str = "a photo of a good {}"

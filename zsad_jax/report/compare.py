@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
-from zsad_jax.data.protocols import PROTOCOLS, SplitName, parse_name
+from zsad_jax.data.protocols import PROTOCOLS, training_parts
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
@@ -95,9 +95,11 @@ def training_of(row: Row) -> str:
     """
     if not row["auxiliary"]:
         return USUAL
-    parts = _parts(row["auxiliary"])
+    parts = training_parts(row["auxiliary"])
     # The protocol is recognized by its auxiliary dataset, so that results keep no copy of its name.
-    same = (key for key in (*trainings(), *_STATED) if parts == _parts(_auxiliary(key, row)))
+    same = (
+        key for key in (*trainings(), *_STATED) if parts == training_parts(_auxiliary(key, row))
+    )
     return next(same, str(row["auxiliary"]))
 
 
@@ -177,10 +179,3 @@ def _compare_count(found: int, published: int, what: str) -> list[str]:
 
 def _auxiliary(protocol: str, row: Row) -> str:
     return PROTOCOLS[protocol].auxiliary_for.get(row["dataset"], PROTOCOLS[protocol].auxiliary)
-
-
-def _parts(name: str) -> frozenset[SplitName]:
-    """Returns the parts of a name in any order; the split that is usual for training is the test split."""
-    return frozenset(
-        part._replace(split="" if part.split == "test" else part.split) for part in parse_name(name)
-    )

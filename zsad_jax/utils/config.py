@@ -86,6 +86,15 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a mapping with changes, mapping by mapping."""
+    result = dict(before)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
+        result[key] = merged(before[key], value) if nested else value
+    return result
+
+
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
     """Returns a config dataclass made of a mapping of its keys, None for none; a config is returned unchanged.
 

@@ -13,12 +13,14 @@ Places = Float[Array, "2 S S"]  # rows and columns, from the center
 MAX_ANGLE, MAX_SHIFT = np.pi / 6, 0.15  # the shift as a share of the side
 QUARTERS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)], np.float32)  # cosines and sines
 GRAY = np.array([0.299, 0.587, 0.114], np.float32)
-MAX_CHANGE, NOISE = 0.2, (10, 50)  # of colors, and the variance of 8-bit values
-# Of neighbors in rows and in columns: no blur, a box, and three Gaussians.
+MAX_CHANGE = 0.2  # of gain, bias and color factors
+NOISE = (10, 50)  # range of the variance, of values from 0 to 255
+# Weights of neighbors along each axis: no blur, a box, and three Gaussians.
 COUNTS = [(0, 0, 0, 1, 0, 0, 0), (0, 0, 1, 1, 1, 0, 0), (0, 0, 1, 2, 1, 0, 0)]
 COUNTS += [(0, 1, 4, 6, 4, 1, 0), (2, 7, 14, 18, 14, 7, 2)]
 BLURS = np.array([np.array(one, np.float32) / sum(one) for one in COUNTS])
-CASES = np.array([0, 0, 0, 1, 1, 1, 2, 3, 4])  # equally likely: colors, the box, each Gaussian
+# Rows of BLURS to draw from: in a third, colors change instead; a third is the box, a ninth each Gaussian.
+CASES = np.array([0, 0, 0, 1, 1, 1, 2, 3, 4])
 
 
 def move(
@@ -73,6 +75,7 @@ def recolor(key: Array, image: Image, *, probability: float | Array, limit: floa
     change = limit * jax.random.uniform(factor_key, (3,), minval=-1, maxval=1)
     factors = jnp.where(used, 1 + change, 1)
     for i, factor in enumerate(factors):
+        # Away from or towards black, the mean gray, and each pixel's own gray.
         gray = (image * GRAY).sum(axis=-1, keepdims=True)
         image = jnp.clip(factor * image + (1 - factor) * (0, gray.mean(), gray)[i], 0, 1)
     return image

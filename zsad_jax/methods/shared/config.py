@@ -20,14 +20,14 @@ Form = Literal["open_clip", "adaclip", "openai"]  # of CLIP, see `Backbone.in_fo
 
 
 class Recipe(NamedTuple):
-    """The setting of a method's published numbers; its config has the defaults apart from `method_for`.
+    """The setting of a method's published numbers, beside the defaults of its config.
 
     Attributes:
       training: fields of `TrainingConfig`.
       backbone: arguments of `load_backbone`.
       image_score: None: the only one of the method.
       method_for: dataset -> fields of the method's config that differ there.
-      seed: of the training.
+      seed: of the training; 111 in the code of AnomalyCLIP and TIPSomaly.
       trained_on: auxiliary dataset -> fields of both configs ("method", "training") in trainings on it.
       naming: names of categories in prompts, see `zsad_jax.data.prompt_name`.
     """
@@ -56,7 +56,7 @@ class MethodConfig:
       recipe: the setting of its published numbers.
       tower_depth: number of blocks of the tower in which `feature_layers` are counted.
       renamed: former keys, and what replaced them.
-      draws: the field that holds the seed of random draws in scoring; `config.seeds` counts up from it.
+      training_only: fields that scoring does not see.
       scoring_only: fields that training does not see, so that changing them does not train again. It holds for
         the class alone, since the method of a subclass may train on them.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
@@ -75,7 +75,7 @@ class MethodConfig:
     recipe: ClassVar[Recipe] = Recipe()
     tower_depth: ClassVar[int] = VISION_DEPTH
     renamed: ClassVar[Mapping[str, str]] = {}
-    draws: ClassVar[str | None] = None
+    training_only: ClassVar[tuple[str, ...]] = ()
     scoring_only: ClassVar[tuple[str, ...]] = ()
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
@@ -101,7 +101,7 @@ class MethodConfig:
             raise UserError(f"Config key '{key}' is {getattr(self, key)!r}. Expected {expected}.")
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
-        """Returns the feature layers of a vision tower with so many blocks."""
+        """Returns `feature_layers`, scaled to a vision tower of `depth` blocks."""
         return tuple(scale_block(one, depth, of=self.tower_depth) for one in self.feature_layers)
 
     def reject_unused(self, reason: str, *keys: str) -> None:
@@ -110,6 +110,11 @@ class MethodConfig:
             default = getattr(type(self), key)
             expected = f"{default!r}, since it has no effect {reason}"
             self.require(key, getattr(self, key) == default, expected)
+
+    @property
+    def draws(self) -> str | None:
+        """The field with the seed of draws in scoring, from which `config.seeds` counts; None: no draws."""
+        return None
 
     def training_options(self) -> dict[str, Any]:
         """Returns the options that training sees."""
