@@ -64,8 +64,9 @@ def condense(workdir: pathlib.Path) -> Runs:
     if row["backbone"] not in BACKBONES:
         raise UserError(f"{workdir} is not a run of a demo. Give runs of configs/METHOD.py:demo.")
     own = ("category", "method", "image_score")
+    # The main setting has a variant if options that are no columns differ from their defaults.
     means = {
-        other["variant"]: {
+        "" if other is row else other["variant"]: {
             name: other[name] for m in METRICS for name in (m, STD_OF[m]) if name in other
         }
         for other in (row, *comparisons)

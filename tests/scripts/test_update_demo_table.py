@@ -40,7 +40,7 @@ def test_stored_runs_have_the_setting_of_the_demos(method, backbone):
 
 
 def test_condenses_a_run(tmp_path):
-    mean = {"category": "mean", "method": "clip", "variant": "", "backbone": "tips-nano"}
+    mean = {"category": "mean", "method": "clip", "variant": "k=2", "backbone": "tips-nano"}
     values = {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_auroc_std": 0.1}
     rows = [mean | values | {"image_score": name, "seeds": 3} for name in "ab"]
     config = {"method": "clip", "backbone": {"name": "tips-nano", "text": None}}
