@@ -51,6 +51,12 @@ def test_reads_what_it_writes(name, nano, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+def test_writes_no_objects(tmp_path):
+    with pytest.raises(TypeError, match="layers is not an array"):
+        prompt_files.save(tmp_path / "prompts.npz", {"layers": [{"kernel": np.zeros(2)}, {}]})
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "keys", [("normal", "abnormal"), ("normal_prompt", "abnormal_prompt"), ("0", "1")]
 )

@@ -19,13 +19,8 @@ from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.feature_cache import Images
 from zsad_jax.methods.base import NOTHING_LEARNED, Category, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import anomaly_map, layers, prompts
-from zsad_jax.methods.shared.config import (
-    MAX_SIGMA,
-    VISION_DEPTH,
-    Fields,
-    OpenClipConfig,
-    Recipe,
-)
+from zsad_jax.methods.shared.augmentation import GRAY
+from zsad_jax.methods.shared.config import MAX_SIGMA, VISION_DEPTH, Fields, OpenClipConfig, Recipe
 from zsad_jax.methods.shared.similarity import cosines, normalize
 from zsad_jax.utils.config import config_from, within
 
@@ -74,7 +69,6 @@ def _make_views() -> tuple[Float[np.ndarray, "v 2 3"], Bool[np.ndarray, " v"]]:
 
 
 VIEWS = _make_views()
-GRAY = (0.299, 0.587, 0.114)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +81,7 @@ class AnoVLConfig(prompts.SentencesConfig, OpenClipConfig):
       vv_from: first block with value-value attention: all of ViT-B's; for ViT-L see docs/methods.md.
       views: whether the image score is a mean over 22 views of an image, see `view`, or that of the image.
       pooling: side of the window, in patches, over which probabilities of patches are averaged; odd.
-      adapter_steps: see `anovl`; 0: patches are not adapted.
+      adapter_steps: steps of an adapter that is new for each image, see `adapt`; 0: patches are not adapted.
       adapter_rate, adapter_decay: learning rate and weight decay of these steps.
       adapter_share: share of the adapted patch, the rest is the patch as it was.
       noise, noise_weight: standard deviation of the noise on patches, and weight of the term of the loss.
@@ -281,13 +275,14 @@ def view(
     reflected; between pixels they are interpolated.
     """
     half = (images.shape[1] - 1) / 2
-    x, y = np.meshgrid(*2 * [np.float32(np.arange(images.shape[1]) - half)])
+    axis = np.float32(np.arange(images.shape[1]) - half)
+    x, y = np.meshgrid(axis, axis)
     columns, rows = (a * x + b * y + (c + 1) * half for a, b, c in positions)
     sample = functools.partial(
         jax.scipy.ndimage.map_coordinates, coordinates=[rows, columns], order=1, mode="mirror"
     )
     moved = jax.vmap(jax.vmap(sample, in_axes=-1, out_axes=-1))(images)
-    shades = (moved * jnp.asarray(GRAY)).sum(axis=-1, keepdims=True)
+    shades = (moved * GRAY).sum(axis=-1, keepdims=True)
     return jnp.where(gray, shades, moved)
 
 

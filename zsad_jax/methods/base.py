@@ -60,7 +60,7 @@ class Batch:
 
 
 class InitFn(Protocol):
-    """A function that returns the learnable pytree and nothing else; {} if nothing is learned."""
+    """A function that returns what is learned, as nested dicts of arrays; {} if nothing is learned."""
 
     def __call__(self, key: Array, frozen: Params, /) -> Params: ...
 

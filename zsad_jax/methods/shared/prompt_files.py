@@ -150,6 +150,8 @@ def locate(name: str) -> pathlib.Path:
 def save(path: files.PathLike, params: PyTree) -> None:
     """Writes a parameter tree as an npz file whose array names are the tree's paths."""
     arrays = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
+    if wrong := [name for name, array in arrays.items() if array.dtype == object]:
+        raise TypeError(f"{wrong[0]} is not an array: parameters are nested dicts of arrays.")
     with files.replaced(path) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
 
