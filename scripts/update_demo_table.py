@@ -20,7 +20,6 @@ from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import fingerprint
 
 ROOT = pathlib.Path(__file__).parents[1]
-WITHOUT_RUNS = {"aaclip"}  # methods whose demos are not stored yet
 README, STORED = ROOT / "README.md", ROOT / "docs" / "results" / "demos.json"
 BACKBONES = ("clip-nano", "tips-nano")
 BASELINE = "fixed prompts"  # a comparison in the demos of TIPSomaly
