@@ -49,6 +49,23 @@ def test_inputs_are_described(experiment, monkeypatch, train, learned, words):
     assert lines[1:] == ["  evaluate  MPDD: 2 images, 2 categories", words]
 
 
+@pytest.mark.parametrize("name", ["visa", "visa:test"])
+def test_settings_of_an_auxiliary_dataset_are_described(name):
+    """The test split is the usual one, whether it is named or not."""
+    experiment = Experiment(
+        method={"name": "aprilgan"},
+        backbone={"name": "tips-nano"},
+        targets=("mpdd",),
+        auxiliary=name,
+        train=True,
+        trained_on={"visa": {"training": {"epochs": 15}, "method": {"mosaic": 0.0}}},
+    )
+    samples = [Sample(image=b"", category="plate")]
+    datasets = {one: Samples(one, samples) for one in ("mpdd", name)}
+    line = console.describe_inputs(experiment, datasets, learned=True).splitlines()[-1]
+    assert line.endswith(": 1 image, epochs=15, mosaic=0.0")
+
+
 def row(dataset, **fields):
     texts = {"method": "tipsomaly", "category": "mean", "variant": "", "backbone": "tips-nano"}
     values = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys(METRICS, 0.5) | texts

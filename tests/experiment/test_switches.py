@@ -242,7 +242,11 @@ def test_scoring_only_options_leave_training_unchanged(name, over):
             params = method.init(key, frozen)
             features = method.features(frozen, params, images)
             of_loss = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
-            fixed = [one.fixed(frozen, params, CLASSES) for one in method.stages if one.fixed]
+            fixed = [
+                one.fixed(frozen, untrained(method, one, params), CLASSES)
+                for one in method.stages
+                if one.fixed
+            ]
             truth = dataclasses.replace(batch(), fixed=fixed[-1] if fixed else None)
             return params, of_loss(frozen, params, features, truth)
 

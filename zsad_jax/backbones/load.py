@@ -107,8 +107,8 @@ def load_backbone(
     )
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
-    preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
-    preprocess = dataclasses.replace(preprocess, resize=resize or preprocess.resize)
+    resize = resize or backbone.preprocess.resize
+    preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth, resize=resize)
     tower = {"num_heads": num_heads, "activation": activation, "attention": attention}
     chosen = {"dtype": dtype, **tower, **overrides}
     return dataclasses.replace(backbone, preprocess=preprocess, options=chosen)

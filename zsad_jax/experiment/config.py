@@ -84,7 +84,7 @@ class Experiment:
       features: fields of `FeaturesConfig`, on storing what the frozen tower computes.
       distributed: whether the run has several processes; False: one, with all devices of this machine.
       shots: number of normal references of each category, drawn from the targets' train splits; None: none.
-      seed: of the initial parameters, of shuffling and of the draw of references.
+      seed: of the initial parameters, of shuffling, of the draw of references and of draws in scoring.
       seeds: number of trainings and draws, with the seeds `seed`, `seed` + 1, …; results are their means.
     """
 
@@ -210,10 +210,14 @@ class Experiment:
         """Returns the config of the method as evaluated on a target; "": as it is trained."""
         return self._configs.get(target, self._configs[""])
 
+    def settings_on(self, auxiliary: str) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the sections, with their fields, that differ in trainings on a dataset."""
+        parts = training_parts(auxiliary)
+        return next((x for k, x in self.trained_on.items() if training_parts(k) == parts), {})
+
     def on_auxiliary(self, name: str) -> "Experiment":
         """Returns the experiment with the method and the training of an auxiliary dataset."""
-        parts = training_parts(name)
-        own = next((x for k, x in self.trained_on.items() if training_parts(k) == parts), {})
+        own = self.settings_on(name)
         if other := sorted({*own} - {"method", "training"}):
             raise UserError(f"Unknown section {other[0]!r}. Expected 'method' or 'training'.")
         alone = config_class(self.method["name"]).training_only

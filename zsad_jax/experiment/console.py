@@ -38,7 +38,7 @@ def describe_inputs(
     lines += [f"  evaluate  {_describe(datasets[target.name])}" for target in targets]
     for name in dict.fromkeys(str(target.auxiliary) for target in targets if learned):
         if experiment.train:
-            own = experiment.trained_on.get(name, {}).values()
+            own = experiment.settings_on(name).values()
             changes = [f"{key}={value}" for fields in own for key, value in fields.items()]
             lines.append(f"  train on  {', '.join([_describe(datasets[name]), *changes])}")
         else:

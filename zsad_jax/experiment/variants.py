@@ -156,18 +156,19 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
         kept = {key: before[key] for key in _OF_ANY if section == "backbone" and key in before}
         changes = {section: {**kept, **value} if another else merged(before, value)}
         if section == "method":
-            fields = main.method_for.items()
-            left = {name: {k: v for k, v in of.items() if k not in value} for name, of in fields}
+            left = {name: _without(of, value) for name, of in main.method_for.items()}
             changes["method_for"] = {} if another else left
             changes["image_score"] = None if another else main.image_score
             changes["shots"] = None if another else main.shots
         if section in ("method", "training"):
-            changes["trained_on"] = {
-                name: {
-                    part: {k: v for k, v in of.items() if part != section or k not in value}
-                    for part, of in own.items()
-                    if not another
-                }
+            settings = {
+                name: {k: _without(of, value) if k == section else of for k, of in own.items()}
                 for name, own in main.trained_on.items()
             }
+            changes["trained_on"] = {} if another else settings
     return dataclasses.replace(main, **changes)
+
+
+def _without(fields: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """Returns fields but those that are changed for all."""
+    return {key: value for key, value in fields.items() if key not in changed}

@@ -294,7 +294,7 @@ def fuse(
     tokens = jnp.moveaxis(rows[:, strongest], 0, 1)
     clusters = min(config.clusters if config.hsf == "kmeans" else 1, count)
     joined = jax.lax.stop_gradient(tokens).reshape(count, -1)
-    labels = kmeans(joined, clusters, steps=config.kmeans_steps)
+    labels = kmeans(joined, clusters, steps=config.kmeans_steps if clusters > 1 else 0)
     # The sum of centers serves as their mean, since the result is normalized; empty clusters have none.
     sizes = jnp.bincount(labels, length=clusters)
     return normalize((tokens.mean(axis=1) / sizes[labels][:, None]).sum(axis=0))

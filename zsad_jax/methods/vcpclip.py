@@ -37,7 +37,7 @@ from zsad_jax.methods.shared.config import (
 )
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.scaling import scale_over_category
-from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each
+from zsad_jax.methods.shared.similarity import cosines, margin, normalize, same_for_each
 from zsad_jax.utils.config import config_from, within
 
 # Modules of the learned arrays, by the authors' names.
@@ -60,7 +60,7 @@ class VCPCLIPConfig(OpenClipConfig):
       top_pixels: number of the largest pixels that the image score is the mean of.
       normalize: "category" scales maps and image scores to [0, 1] over the images of a category.
       mosaic: probability that a training image becomes a mosaic of four images of its category.
-      mosaic_of: these are its anomalous images, or any.
+      mosaic_of: mosaics are made of the anomalous images of a category alone, or of all.
       augment: probability of each change of a training image, see `augmentation.vary`.
       temperature: start of the two learned ones, for the projected patches and those of Post-VCP.
       init_std: factor of the class tokens' truncated normal distribution, which is cut at twice that.
@@ -207,14 +207,14 @@ def vcpclip(backbone: Backbone, config: VCPCLIPConfig | Fields | None = None) ->
             texts, extras["attention"] = attend(params["attention"], text, patches)
             extras["layer_text_features"] = normalize(texts)
             values["new"] = jnp.moveaxis(cosines(patches, texts), 1, -2)
-        found = [jnp.exp(scales[k]) * (x[..., 1] - x[..., 0]) for k, x in values.items()]
+        found = [jnp.exp(scales[k]) * margin(x, 1.0) for k, x in values.items()]
         return jnp.concatenate(found, axis=-1), extras
 
     def pixels_of(
         margins: Float[Array, "b h w kinds*layers"], size: anomaly_map.Size
     ) -> Float[Array, "b H W kinds"]:
         """Returns the probabilities of pixels, the mean over layers for each kind of margins."""
-        pixels = jax.nn.sigmoid(anomaly_map.upsample(margins, size, align_corners=True))
+        pixels = anomaly_map.margin_probabilities(margins, size)
         return pixels.reshape(*pixels.shape[:3], -1, count).mean(axis=-1)
 
     def compute(

@@ -112,18 +112,18 @@ def grid_map(
     return upsample(grid[..., None], size, align_corners=True)[..., 0]
 
 
-def margin_map(
-    margins: Float[Array, "b h w l"],
-    size: Size,
-    *,
-    sigma: float = 0.0,
-) -> Float[Array, "b H W"]:
-    """Returns the sum over l of the probabilities of an anomaly, smoothed with a Gaussian of `sigma` pixels.
+def margin_probabilities(margins: Float[Array, "b h w l"], size: Size) -> Float[Array, "b H W l"]:
+    """Returns the probability of an anomaly at each pixel, from margins that are up-sampled first.
 
-    A margin is the logit of the anomalous state less that of the normal one. Margins are up-sampled, with
-    outermost centers that coincide, as in APRIL-GAN and its successors: as that is linear, the sigmoid of a
-    pixel is the softmax of both logits.
+    A margin is the logit of the anomalous state less that of the normal one: as up-sampling is linear, its
+    sigmoid is the softmax of both logits. Outermost centers coincide, as in APRIL-GAN and its successors.
     """
-    probabilities = jax.nn.sigmoid(upsample(margins, size, align_corners=True))
-    summed = probabilities.sum(axis=-1, keepdims=True)
+    return jax.nn.sigmoid(upsample(margins, size, align_corners=True))
+
+
+def margin_map(
+    margins: Float[Array, "b h w l"], size: Size, *, sigma: float = 0.0
+) -> Float[Array, "b H W"]:
+    """Returns the sum of `margin_probabilities` over l, smoothed with a Gaussian of `sigma` output pixels."""
+    summed = margin_probabilities(margins, size).sum(axis=-1, keepdims=True)
     return (upsample(summed, size, sigma=sigma) if sigma else summed)[..., 0]
