@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def start(folder, arguments, name, **variables):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "READS": str(folder / f"{name}.reads"),
         "ZSAD_JAX_HOME": str(folder / "home"),
+        "BUCKETS": str(folder / "buckets"),
     }
     return subprocess.Popen(
         [sys.executable, READER, *arguments],
@@ -80,12 +82,16 @@ def start(folder, arguments, name, **variables):
     )  # fmt: skip
 
 
-def start_all(folder, *arguments, name="all"):
+def start_all(folder, *arguments, name="all", **more):
     """Starts processes, each with its own arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(len(arguments)),
+        **more,
+    }
     return [
         start(folder, [*own, "--config.distributed=True"], name, JAX_PROCESS_ID=str(i), **variables)
         for i, own in enumerate(arguments)
@@ -134,6 +140,32 @@ def test_processes_equal_one(folder, cache, count):
         assert "Reusing the results of target" in again[0][2]
         assert (folder / "all/memory/run/results.json").read_text() == results
         assert not (folder / "again.reads").exists()
+
+
+@pytest.mark.slow
+def test_shared_weights_whole_categories_and_a_bucket(folder):
+    """Two processes of two devices, which share weights; `musc` compares the images of a category."""
+    (folder / "buckets/one").mkdir(parents=True)
+    shutil.copytree(folder / "data", folder / "buckets/one/data")
+    common = [
+        *RUN,
+        "--config.model_devices=2",
+        "--config.comparisons={'together': {'name': 'musc', 'feature_layers': (6, 24)}}",
+    ]
+    devices = lambda n: f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={n}"  # noqa: E731
+    one = start(folder, [*common, "--workdir=shared/one"], "shared-one", XLA_FLAGS=devices(4))
+    ((code, _, warnings),) = finish(one)
+    assert code == 0, warnings
+    places = ["--workdir=gs://one/run", "--config.data_dir=gs://one/data"]
+    command = [*common, *places]
+    ended = finish(*start_all(folder, command, command, name="shared-all", XLA_FLAGS=devices(2)))
+    assert not any(code for code, *_ in ended), ended
+    for name in ("results", "comparisons", "results_by_seed"):
+        own = (folder / f"shared/one/{name}.json").read_text()
+        assert (folder / f"buckets/one/run/{name}.json").read_text() == own
+    assert {row["label"] for row in json.loads(own)} == {"", "together"}
+    reads = [(folder / f"shared-{name}.reads").read_text().splitlines() for name in ("one", "all")]
+    assert [*map(collections.Counter, reads)][0] == collections.Counter(reads[1])
 
 
 @pytest.mark.slow

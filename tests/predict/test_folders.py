@@ -44,7 +44,7 @@ def test_innermost_folder_decides(pictures, write_table):
         ({"a": {"threshold": "0.5"}}, 'a: "threshold" is "0.5". Expected a number'),
         ({"a": "nut"}, 'a: "nut" is not a mapping'),
         ('{"m\xfcller": {}}', "is not UTF-8. Save it as UTF-8"),
-        ({"a\0": {}}, "null byte"),
+        ({"a\0": {}}, "embedded null"),
         (["a"], "Cannot read the folders"),
         ("folder,category\na,nut", "Cannot read the folders"),
         ('{"a": {}, "a": {"category": "nut"}}', "the key 'a' is repeated"),
