@@ -17,6 +17,9 @@ read = loader.read_sample
 class Storage(LocalFileSystem):
     protocol = ("gs", "gcs")
 
+    def __init__(self, **_):
+        super().__init__(auto_mkdir=True)
+
     @classmethod
     def _strip_protocol(cls, path):
         return super()._strip_protocol(path.replace("gs:/", os.environ["BUCKETS"], 1))

@@ -145,10 +145,12 @@ def test_processes_equal_one(folder, cache, count):
 @pytest.mark.slow
 def test_shared_weights_whole_categories_and_a_bucket(folder):
     """Two processes of two devices, which share weights; `musc` compares the images of a category."""
-    (folder / "buckets/one").mkdir(parents=True)
+    write_dataset(folder / "data/pairs", 12, 2)  # every category has several images
+    for path in (folder / "data").rglob("*"):
+        os.utime(path, (1, 1))  # the storage has whole seconds
     shutil.copytree(folder / "data", folder / "buckets/one/data")
     common = [
-        *RUN,
+        *(option.replace("('target',)", "('pairs',)") for option in RUN),
         "--config.model_devices=2",
         "--config.comparisons={'together': {'name': 'musc', 'feature_layers': (6, 24)}}",
     ]
@@ -163,9 +165,9 @@ def test_shared_weights_whole_categories_and_a_bucket(folder):
     for name in ("results", "comparisons", "results_by_seed"):
         own = (folder / f"shared/one/{name}.json").read_text()
         assert (folder / f"buckets/one/run/{name}.json").read_text() == own
-    assert {row["label"] for row in json.loads(own)} == {"", "together"}
-    reads = [(folder / f"shared-{name}.reads").read_text().splitlines() for name in ("one", "all")]
-    assert [*map(collections.Counter, reads)][0] == collections.Counter(reads[1])
+    assert '"together"' in own
+    reads = [(folder / f"shared-{name}.reads").read_text().split("\n") for name in ("one", "all")]
+    assert sorted(reads[0]) == sorted(reads[1])
 
 
 @pytest.mark.slow

@@ -499,7 +499,7 @@ def test_bfloat16_is_close_to_float32_with_float32_norms_and_softmax(model, gold
     program = str(jax.make_jaxpr(encode(half))(half.params, images, *texts))
     for name in ("exp", "rsqrt"):
         types = re.findall(rf":(\w+)\[[^\]]*\] = {name}\b", program)
-        assert len(types) >= 2  # of both towers, whose blocks are equal programs that JAX prints once
+        assert len(types) >= 2  # of both towers, of which JAX prints equal blocks once
         assert set(types) == {"f32"}
     products = re.findall(r":(\w+)\[[^\]]*\] = dot_general\b", program)
     assert "bf16" in products
