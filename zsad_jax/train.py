@@ -263,8 +263,9 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
             return jax.lax.map(lambda x: step_one(*x), each, batch_size=at_once)
 
         # With an unused step: XLA would take a single one out of its loop, and round it in another way.
-        count, missing = len(order[1]), [(0, int(len(order[1]) == 1)), (0, 0), (0, 0)]
-        padded = jnp.pad(order[0], missing, constant_values=-1), jnp.pad(order[1], missing)
+        (positions, draws), count = order, len(order[1])
+        missing = [(0, int(count == 1)), (0, 0), (0, 0)]
+        padded: Any = jnp.pad(positions, missing, constant_values=-1), jnp.pad(draws, missing)
         states, results = jax.lax.scan(step_all, states, padded)
         return states, jax.tree.map(lambda x: x[:count], results)
 
