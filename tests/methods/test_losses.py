@@ -16,7 +16,7 @@ ONES = jnp.ones(1)
 
 
 def both(anomalous):
-    return jnp.stack([1 - anomalous, anomalous], axis=-1)
+    return 1 - anomalous, anomalous
 
 
 def labeled(labels, valid, has_mask=None):
@@ -36,14 +36,14 @@ def test_focal_of_one_pixel():
     for p, mask in [(0.8, 1.0), (0.8, 0.0), (0.5, 1.0)]:
         right = p if mask else 1 - p
         pt = (1 - 1e-5) * right + 1e-5 * (1 - right) + 1e-5
-        value = losses.focal_loss(both(jnp.full((1, 1, 1), p)), jnp.full((1, 1, 1), mask), ONES)
+        value = losses.focal_loss(*both(jnp.full((1, 1, 1), p)), jnp.full((1, 1, 1), mask), ONES)
         np.testing.assert_allclose(value, -((1 - pt) ** 2) * np.log(pt), rtol=1e-5)
 
 
 def test_focal_is_finite_at_extreme_probabilities():
     masks = jnp.array([[[0.0, 1.0, 0.0, 1.0]]])
     anomalous = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
-    loss = lambda x: losses.focal_loss(both(x), masks, ONES)  # noqa: E731
+    loss = lambda x: losses.focal_loss(*both(x), masks, ONES)  # noqa: E731
     assert jnp.isfinite(loss(anomalous))
     assert jnp.isfinite(jax.grad(loss)(anomalous)).all()
 
@@ -70,7 +70,7 @@ def test_weights_select_rows(name):
     anomalous = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
     masks = jnp.asarray(generator.random((3, 4, 4)) > 0.5, jnp.float32)
     arguments = {
-        "focal_loss": (both(anomalous), masks),
+        "focal_loss": (*both(anomalous), masks),
         "dice_loss": (anomalous, masks),
     }[name]
     loss = getattr(losses, name)
@@ -97,12 +97,9 @@ def test_margin_terms_are_those_of_the_softmax_of_each_layer():
     masks = generator.random((3, 5, 5)) > 0.5
     batch = dataclasses.replace(labeled([1, 0, 1], [True, True, False]), masks=masks.astype(float))
     found = losses.margin_terms(logits[..., 1] - logits[..., 0], batch)
-    of_layers = [
-        losses.pixel_terms(
-            jax.nn.softmax(upsample(logits[..., layer, :], 5, align_corners=True)), batch
-        )
-        for layer in (0, 1)
-    ]
+    softmax = lambda x: jax.nn.softmax(upsample(x, 5, align_corners=True))  # noqa: E731
+    pixels = [softmax(logits[..., layer, :]) for layer in (0, 1)]
+    of_layers = [losses.pixel_terms(one[..., 0], one[..., 1], batch) for one in pixels]
     for name, value in found.items():
         np.testing.assert_allclose(value, sum(one[name] for one in of_layers), rtol=1e-5)
 
@@ -121,7 +118,10 @@ def test_losses_and_gradients_match_published_code():
         normal = losses.dice_loss(x[..., 0], 1 - masks, jnp.ones(3))
         return anomalous + normal, (anomalous, normal)
 
-    focal, of_focal = jax.value_and_grad(losses.focal_loss)(maps, masks, jnp.ones(3))
+    def focal_loss(x):
+        return losses.focal_loss(x[..., 0], x[..., 1], masks, jnp.ones(3))
+
+    focal, of_focal = jax.value_and_grad(focal_loss)(maps)
     (_, (anomalous, normal)), of_dice = jax.value_and_grad(dice, has_aux=True)(maps)
     np.testing.assert_allclose(focal, golden["focal"], rtol=1e-5)
     np.testing.assert_allclose(anomalous, golden["dice_abnormal"], rtol=1e-5)

@@ -131,8 +131,9 @@ def _attend_by_head(
         q, kk, v = head
         logits = jnp.einsum("nk,mk->nm", q, kk, preferred_element_type=jnp.float32)
         # Normalizing after the product touches [n k] numbers and not [n m].
-        # The largest logit is subtracted, so that no exponential overflows.
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        # The largest logit is subtracted, so that no exponential overflows; it cancels, as does its gradient.
+        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
 

@@ -1,9 +1,9 @@
 """`synthetic_aux` and `synthetic_target`: a procedural benchmark without downloads.
 
-Images are drawn on access, from seeds made of the names of dataset and category and the index, so they are the
-same on every machine and in every worker process. The datasets share no category and no function that draws a
-defect. In the test split, the first half of each category is normal; in the second half the kinds of defect
-take turns. The train split has further normal images.
+Images are drawn on first access, from seeds made of the names of dataset and category and the index, so they
+are the same on every machine and in every worker process. The datasets share no category and no function that
+draws a defect. In the test split, the first half of each category is normal; in the second half the kinds of
+defect take turns. The train split has further normal images.
 """
 
 from zsad_jax.data.dataset import Sample, describe, position_of
@@ -35,6 +35,8 @@ class Synthetic:
             known = suggest(split, IMAGES_PER_CATEGORY)
             raise NoSplitError(f"{name} has no split {split!r}. {known}")
         self.name, self._split = name, split
+        # Drawing an image takes four times as long as decoding it.
+        self._drawn: dict[int, Sample] = {}
         self.categories = tuple(category.name for category in CATEGORIES[name])
         self.prompt_names = tuple(category.prompt_name for category in CATEGORIES[name])
 
@@ -53,7 +55,13 @@ class Synthetic:
         return f"{self.name} {VERSION}" + " train" * (self._split == "train")
 
     def __getitem__(self, index: int) -> Sample:
-        number, within = divmod(position_of(index, self), IMAGES_PER_CATEGORY[self._split])
+        position = position_of(index, self)
+        if position not in self._drawn:
+            self._drawn[position] = self._draw(position)
+        return self._drawn[position]
+
+    def _draw(self, position: int) -> Sample:
+        number, within = divmod(position, IMAGES_PER_CATEGORY[self._split])
         category = CATEGORIES[self.name][number]
         anomaly = within - NUM_NORMAL
         kinds = tuple(category.defects)
