@@ -19,7 +19,8 @@ VARIANTS = {
 
 # The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2}
-DEMO_TRAINING = {"learning_rate": 5e-4}
+# In few steps, the published rate of the texts (1e-5) would hardly change them.
+DEMO_TRAINING = {"learning_rate": 5e-4, "learning_rates": {"text": 5e-4}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
