@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -82,20 +81,22 @@ def start(folder, arguments, name, **variables):
     )  # fmt: skip
 
 
-def start_all(folder, *arguments, name="all", **more):
+def devices(count):
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+
+
+def start_all(folder, *arguments, name="all", **variables):
     """Starts processes, each with its own arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    variables = {
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(len(arguments)),
-        **more,
-    }
-    return [
-        start(folder, [*own, "--config.distributed=True"], name, JAX_PROCESS_ID=str(i), **variables)
-        for i, own in enumerate(arguments)
-    ]
+    variables |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
+    started = []
+    for i, own in enumerate(arguments):
+        command = [*own, "--config.distributed=True"]
+        of_process = {"JAX_PROCESS_ID": str(i), "ZSAD_JAX_HOME": str(folder / f"home {i}")}
+        started.append(start(folder, command, name, **variables, **of_process))
+    return started
 
 
 def finish(*processes):
@@ -110,9 +111,8 @@ def test_processes_equal_one(folder, cache, count):
     """Runs as many processes as the other run has devices; one category has a single image."""
     arguments = [*RUN, f"--config.features.cache={cache}"]
     # Not beside the runs with the other cache, whose finished training would be copied.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     one = [*arguments, f"--workdir=one/{cache}/run"]
-    ((code, _, warnings),) = finish(start(folder, one, f"one-{cache}", XLA_FLAGS=flags))
+    ((code, _, warnings),) = finish(start(folder, one, f"one-{cache}", XLA_FLAGS=devices(count)))
     assert code == 0, warnings
     command = [*arguments, f"--workdir=all/{cache}/run"]
     first, *others = finish(*start_all(folder, *[command] * count, name=f"all-{cache}"))
@@ -144,28 +144,31 @@ def test_processes_equal_one(folder, cache, count):
 
 @pytest.mark.slow
 def test_shared_weights_whole_categories_and_a_bucket(folder):
-    """Two processes of two devices, which share weights; `musc` compares the images of a category."""
-    write_dataset(folder / "data/pairs", 12, 2)  # every category has several images
-    for path in (folder / "data").rglob("*"):
+    """Two processes, each with two devices that share the weights; `musc` compares the images of a category.
+
+    The data are in the bucket alone, and each process copies them to a place of its own.
+    """
+    place = folder / "buckets/one"
+    write_dataset(place / "data/auxiliary", 10, 0)
+    write_dataset(place / "data/pairs", 12, 2)  # every category has several images
+    for path in place.rglob("*"):
         os.utime(path, (1, 1))  # the storage has whole seconds
-    shutil.copytree(folder / "data", folder / "buckets/one/data")
-    common = [
-        *(option.replace("('target',)", "('pairs',)") for option in RUN),
+    arguments = [
+        *RUN,
         "--config.model_devices=2",
         "--config.comparisons={'together': {'name': 'musc', 'feature_layers': (6, 24)}}",
     ]
-    devices = lambda n: f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={n}"  # noqa: E731
-    one = start(folder, [*common, "--workdir=shared/one"], "shared-one", XLA_FLAGS=devices(4))
-    ((code, _, warnings),) = finish(one)
+    arguments[arguments.index("--config.targets=('target',)")] = "--config.targets=('pairs',)"
+    one = [*arguments, "--config.data_dir=buckets/one/data", "--workdir=shared/one"]
+    ((code, _, warnings),) = finish(start(folder, one, "shared-one", XLA_FLAGS=devices(4)))
     assert code == 0, warnings
-    places = ["--workdir=gs://one/run", "--config.data_dir=gs://one/data"]
-    command = [*common, *places]
+    command = [*arguments, "--config.data_dir=gs://one/data", "--workdir=gs://one/run"]
     ended = finish(*start_all(folder, command, command, name="shared-all", XLA_FLAGS=devices(2)))
     assert not any(code for code, *_ in ended), ended
     for name in ("results", "comparisons", "results_by_seed"):
         own = (folder / f"shared/one/{name}.json").read_text()
-        assert (folder / f"buckets/one/run/{name}.json").read_text() == own
-    assert '"together"' in own
+        assert (place / f"run/{name}.json").read_text() == own
+    assert '"together"' in (place / "run/comparisons.json").read_text()
     reads = [(folder / f"shared-{name}.reads").read_text().split("\n") for name in ("one", "all")]
     assert sorted(reads[0]) == sorted(reads[1])
 

@@ -262,9 +262,11 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
             each = states, positions, draws
             return jax.lax.map(lambda x: step_one(*x), each, batch_size=at_once)
 
-        # With an unused step: XLA would take a single one out of its loop, and round it in another way.
-        (positions, draws), count = order, len(order[1])
-        missing = [(0, int(count == 1)), (0, 0), (0, 0)]
+        positions, draws = order
+        count, members = draws.shape[:2]
+        # The single step of a lone member gets an unused second one: XLA would take it out of its loop and
+        # round in another way, so that members together would not have the bits of each alone.
+        missing = [(0, int(count == members == 1)), (0, 0), (0, 0)]
         padded: Any = jnp.pad(positions, missing, constant_values=-1), jnp.pad(draws, missing)
         states, results = jax.lax.scan(step_all, states, padded)
         return states, jax.tree.map(lambda x: x[:count], results)

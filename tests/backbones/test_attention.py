@@ -94,6 +94,22 @@ def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, version, fuse
     assert transformer._has_fused_attention.__wrapped__() == fused
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("bfloat16", 0.04)])
+def test_gradients_of_long_sequences_are_those_of_the_plain_form(dtype, limit):
+    query, key, value = random((2, LONG, 3, 16), "float32")
+    qkv = [x.astype(dtype) for x in (query, key + 3, value + 1)]  # not around zero, as in towers
+
+    def differentiate(form, qkv):
+        loss = lambda *qkv: jnp.square(attend(*qkv, form=form).astype(float)).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*qkv)
+
+    exact = differentiate("plain", [x.astype("float32") for x in qkv])
+    for found, expected in zip(differentiate("auto", qkv), exact, strict=True):
+        np.testing.assert_allclose(
+            found.astype(float), expected, rtol=0, atol=limit * jnp.abs(expected).max()
+        )
+
+
 def test_cpu_ignores_cudnn(cudnn):
     qkv = random()
     by_head = jax.jit(attend)(*qkv)

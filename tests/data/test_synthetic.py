@@ -31,7 +31,7 @@ def samples(dataset):
 
 
 def test_counts_and_defects(dataset, monkeypatch):
-    dataset = synthetic.Synthetic(dataset.name)  # the images of the other one stay as they are
+    dataset = synthetic.Synthetic(dataset.name)  # a new one, since the fixture keeps its images
     blank = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), bool)
     monkeypatch.setattr(synthetic, "draw", lambda *_, **__: blank)
     samples = list(dataset)
@@ -86,9 +86,12 @@ def test_masks_cover_changed_pixels(dataset):
 
 
 def test_samples_are_reproducible(dataset, samples):
-    copy = pickle.loads(pickle.dumps(synthetic.Synthetic(dataset.name)))
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 1000
+    copy = pickle.loads(pickled)
     for index in (0, 7, 100, 211):
         assert copy[index] == dataset[index]
+        assert copy[index] is copy[index]
     assert dataset[-len(dataset)] == samples[0]
     with pytest.raises(IndexError):
         dataset[len(dataset)]

@@ -191,6 +191,7 @@ def test_lists_keys_with_values_and_descriptions(run_main):
             "config.method is 'clip'. Expected a mapping. Set its keys, for example"
             " --config.method.name=clip. To list all keys: python -m zsad_jax.main --config CONFIG --keys",
         ),
+        ("training=5", "Set its keys, for example --config.training.b1=0.5."),
         ("batch_size=2.5", "config.batch_size is '2.5'. Expected an integer."),
         ("seed=1,2,3", "config.seed is '1,2,3'. Expected an integer."),
         ("train=yes", "config.train is 'yes'. Expected True or False."),

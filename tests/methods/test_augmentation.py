@@ -77,7 +77,7 @@ def test_depends_on_key_and_probability(change):
     )
     for found, same, one in zip((images, masks), again, alone, strict=True):
         np.testing.assert_array_equal(found, same)
-        # Positions of up to S pixels are rounded to S times the smallest number.
+        # Positions of up to S pixels have rounding errors of S times float32's epsilon.
         np.testing.assert_allclose(found[3], one, atol=len(image) * np.finfo(np.float32).eps)
     assert len(np.unique(images.reshape(COUNT, -1), axis=0)) == COUNT
     assert 0 <= images.min() <= images.max() <= 1

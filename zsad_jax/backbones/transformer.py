@@ -131,11 +131,12 @@ def _attend_by_head(
         q, kk, v = head
         logits = jnp.einsum("nk,mk->nm", q, kk, preferred_element_type=jnp.float32)
         # Normalizing after the product touches [n k] numbers and not [n m].
-        # The largest logit is subtracted, so that no exponential overflows; it cancels, as does its gradient.
+        # The largest logit is subtracted, so that no exponential overflows. It cancels: its gradient is 0.
         largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         weights = jnp.exp(logits - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
+        mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (mixed / total).astype(v.dtype)
 
     # [b n h k] -> [b h n k] -> [b h, n k], since `lax.map` runs over the first axis.
     heads = [jnp.moveaxis(x, 2, 1).reshape(b * h, x.shape[1], k) for x in (query, key, value)]

@@ -165,10 +165,13 @@ def _reject_illegal(argv: list[str]) -> None:
                 remedy = suggest(value, choices) if choices else f"Expected {kind}."
                 raise UserError(f"--{flag} is {value!r}. {remedy}") from None
             name, config = flag.removeprefix("config."), _from_file(argv)
-            inside = [key for key in flatten(config) if key.startswith(f"{name}.")]
+            inside = {
+                key: one for key, one in flatten(config).items() if key.startswith(f"{name}.")
+            }
             # The name of a method or a backbone, else the first key of the section.
             key = min(inside, key=lambda key: not key.endswith(".name"), default="")
-            remedy = f" Set its keys, for example --config.{key}={value}." if key else ""
+            example = value if key.endswith(".name") else inside.get(key)
+            remedy = f" Set its keys, for example --config.{key}={example}." if key else ""
             kind = describe_keys(config)[name][0]
             raise UserError(
                 f"{flag} is {value!r}. Expected {kind}.{remedy} To list all keys:"

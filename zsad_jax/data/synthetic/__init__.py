@@ -6,6 +6,8 @@ draws a defect. In the test split, the first half of each category is normal; in
 defect take turns. The train split has further normal images.
 """
 
+from typing import Any
+
 from zsad_jax.data.dataset import Sample, describe, position_of
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.synthetic import auxiliary, canvas, target
@@ -41,6 +43,9 @@ class Synthetic:
         self.prompt_names = tuple(category.prompt_name for category in CATEGORIES[name])
 
     __repr__ = describe
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_drawn": {}}  # 30 MB, in each worker process
 
     def __len__(self) -> int:
         return len(self.categories) * IMAGES_PER_CATEGORY[self._split]
