@@ -15,6 +15,7 @@ from zsad_jax.methods.base import Batch, Loss, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
 from zsad_jax.methods.shared.similarity import Comparison
 
+Pixels = Float[AnyArray, "b H W"]
 FOCAL_SMOOTHING = 1e-5
 
 
@@ -39,10 +40,7 @@ def segmentation_rows(batch: Batch) -> Bool[AnyArray, " b"]:
 
 
 def focal_loss(
-    normal: Float[Array, "b H W"],
-    anomalous: Float[Array, "b H W"],
-    masks: Float[AnyArray, "b H W"],
-    weights: Float[AnyArray, " b"],
+    normal: Pixels, anomalous: Pixels, masks: Pixels, weights: Float[AnyArray, " b"]
 ) -> Float[Array, ""]:
     """Returns the mean of -(1 - pt)² ln(pt) over all pixels.
 
@@ -63,11 +61,7 @@ def focal_loss(
 
 
 def dice_loss(
-    probabilities: Float[Array, "b H W"],
-    masks: Float[AnyArray, "b H W"],
-    weights: Float[AnyArray, " b"],
-    *,
-    by_rows: bool = False,
+    probabilities: Pixels, masks: Pixels, weights: Float[AnyArray, " b"], *, by_rows: bool = False
 ) -> Float[Array, ""]:
     """Returns the mean over images of 1 - (2 sum(P m) + 1) / (sum(P) + sum(m) + 1).
 
@@ -96,7 +90,6 @@ def margin_terms(
 
     This is the segmentation loss of APRIL-GAN and its successors, of which some use no "dice_normal".
     """
-
     logits = jnp.moveaxis(upsample(margins, _size(batch), align_corners=True), -1, 0)
     # A loop: `jax.vmap` takes twice the time on a CPU.
     of_maps = [pixel_terms(*_both_states(one), batch, dice_rows=dice_rows) for one in logits]
@@ -115,11 +108,7 @@ def _size(batch: Batch) -> tuple[int, int]:
 
 
 def pixel_terms(
-    normal: Float[Array, "b H W"],
-    anomalous: Float[Array, "b H W"],
-    batch: Batch,
-    *,
-    dice_rows: bool = False,
+    normal: Pixels, anomalous: Pixels, batch: Batch, *, dice_rows: bool = False
 ) -> Terms:
     """Returns {"focal", "dice_abnormal", "dice_normal"} of probabilities at each pixel of the masks.
 
