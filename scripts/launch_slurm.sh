@@ -14,5 +14,5 @@
 # again to resume.
 set -euo pipefail
 # Ends the job when one process is lost.
-srun --kill-on-bad-exit=1 \
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   python -m zsad_jax.main "$@" --config.distributed=True --config.backbone.dtype=bfloat16

@@ -9,6 +9,6 @@
 set -euo pipefail
 pod=$1 zone=$2
 shift 2
-# Quoted once more, for the shells of the hosts.
+# Quoted once more, for the shells of the hosts, which start in the home directory.
 gcloud compute tpus tpu-vm ssh "$pod" --zone="$zone" --worker=all \
-  --command="python3 -m zsad_jax.main ${*@Q} --config.distributed=True --config.backbone.dtype=bfloat16"
+  --command="cd zsad_jax && python3 -m zsad_jax.main ${*@Q} --config.distributed=True --config.backbone.dtype=bfloat16"

@@ -114,6 +114,7 @@ class Evaluation(NamedTuple):
       num_unreadable: number of images that could not be read.
       device_wait_share: share of the time in which the devices waited for the host while the images were
         encoded and, so far, scored; None for stored evaluations and all but the first of several contenders.
+        What `across` computes before is not part of it.
     """
 
     dataset: str
