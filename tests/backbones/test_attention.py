@@ -10,8 +10,12 @@ from absl import logging
 
 from zsad_jax.backbones import load_backbone, transformer
 from zsad_jax.backbones.transformer import attend
+from zsad_jax.evaluate import make_scorer
 from zsad_jax.experiment.config import Experiment
+from zsad_jax.methods import make_method
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.sharding import make_mesh
 
 FUSED = "__cudnn$fmhaSoftmax"
 LONG = transformer.PLAIN_ATTENTION_TOKENS + 1
@@ -133,6 +137,21 @@ def test_vision_towers_use_cudnn(cudnn, name, options, fused):
     program = lower(lambda params: backbone.encode_image(params, images), backbone.params)
     assert (FUSED in program) == fused
     assert backbone.options["attention"] == options.get("attention", "auto")
+
+
+def test_scoring_step_uses_cudnn(cudnn):
+    backbone = load_backbone("clip-nano", image_size=280, dtype="bfloat16")
+    method = make_method("clip", backbone)
+    key, features = encoder_of(method)
+    encode = lambda frozen, images: features(frozen, {}, backbone.preprocess.normalize(images))  # noqa: E731
+    prototypes = method.prototypes(backbone.params, {}, ("part",))
+    mesh = make_mesh(jax.devices()[:1])  # on several devices, the call is made after partitioning
+    step = make_scorer([method], backbone, {key: encode}, mesh=mesh, binned=True)
+    images, category = np.zeros((2, 280, 280, 3), np.uint8), np.zeros(2, np.int32)
+    arguments = backbone.params, [{}], [prototypes], [None], images, category
+    program = step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count(FUSED) == backbone.vision_depth
+    assert "ui16" in program  # maps leave the device with 16 bits a pixel
 
 
 def test_rejects_unknown_form():
