@@ -68,7 +68,8 @@ def make(options: argparse.Namespace) -> None:
             continue
         path = pathlib.Path(place)
         if not path.exists() and kind == "tokenizer":
-            write_tokenizer(path, options.tokenizer, options.seed)
+            vocabulary = registry.RELEASES[options.name].text["vocabulary"]
+            write_tokenizer(path, options.tokenizer, options.seed, vocabulary)
         elif not path.exists():
             shapes = shapes_of(options.name, options.lineage, kind)
             write_arrays(path, shapes, np.random.default_rng([options.seed, number]))
@@ -196,7 +197,10 @@ def random_array(name: str, shape: tuple[int, ...], rng: np.random.Generator) ->
     return array
 
 
-def write_tokenizer(path: pathlib.Path, given: pathlib.Path | None, seed: int) -> None:
+def write_tokenizer(
+    path: pathlib.Path, given: pathlib.Path | None, seed: int, vocabulary: int
+) -> None:
+    """Copies a tokenizer, or trains one and fills it with unused tokens."""
     if given is not None and not given.is_file():
         raise UserError(
             f"The tokenizer file {given} does not exist. Pass an existing file, or omit --tokenizer."
@@ -208,8 +212,13 @@ def write_tokenizer(path: pathlib.Path, given: pathlib.Path | None, seed: int) -
             shutil.copyfile(given, temporary)
             return
         from nano_captions import train_tokenizer
+        from sentencepiece import sentencepiece_model_pb2 as proto
 
-        temporary.write_bytes(train_tokenizer(seed))
+        model = proto.ModelProto.FromString(train_tokenizer(seed))
+        unused = proto.ModelProto.SentencePiece.UNUSED
+        for number in range(len(model.pieces), vocabulary):
+            model.pieces.add(piece=f"<unused {number}>", type=unused)
+        temporary.write_bytes(model.SerializeToString())
 
 
 if __name__ == "__main__":

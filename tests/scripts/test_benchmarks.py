@@ -47,9 +47,9 @@ def benchmark(monkeypatch, tmp_path):
         sys.modules["torch"].set_grad_enabled(True)
 
 
-def make_options(shared, folder, method):
+def make_options(shared, folder, method, backbone=None):
     options = argparse.Namespace(
-        method=method, options={}, backbone=METHODS[method], image_size=42, dtype="float32",
+        method=method, options={}, backbone=backbone or METHODS[method], image_size=42, dtype="float32",
         cores=None, batch_size=2, images=2, folder=folder,
     )  # fmt: skip
     shared.settle(options)
@@ -249,3 +249,11 @@ def test_grid_compares_both_sides(benchmark, monkeypatch, tmp_path):
     assert [row["time_ratio"] for row in json.loads(out.read_text())["results"]] == [0.25, 1]
     assert [len(given[3]) for given in commands] == [1, 6]
     assert "--config.seed=2" in commands[1][3][-1]
+
+
+def test_released_sizes_fit_their_tokenizer(benchmark, tmp_path):
+    shared = benchmark("sides")
+    options = make_options(shared, tmp_path, "tipsomaly", "tips-s14-hr")
+    backbone, *_ = shared.open_model(options)
+    assert backbone.vision_depth == 12
+    assert backbone.tokenize(["a damaged part"])[0].shape[0] == 1

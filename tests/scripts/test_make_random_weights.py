@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from zsad_jax.backbones import clip, load_backbone, registry, tips
+from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -139,10 +140,10 @@ def test_values_depend_on_seed(script, tmp_path):
     assert np.abs(first["encoder_norm/scale"] - 1).max() < 0.2
 
 
-def test_trained_tokenizer_knows_prompts(script, tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    script["write_tokenizer"](tmp_path / "tokenizer.model", None, 0)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-    ids = processor.encode("a bad photo of a damaged hazelnut.")
-    assert 5 < len(ids) < 20
-    assert processor.unk_id() not in ids
+def test_trained_tokenizer_knows_prompts_and_fits_the_tower(script, tmp_path):
+    path, size = tmp_path / "tokenizer.model", registry.RELEASES["tips-s14-hr"].text["vocabulary"]
+    script["write_tokenizer"](path, None, 0, size)
+    text = "a bad photo of a damaged hazelnut."
+    (ids,), (paddings,) = tokenize_sentencepiece([text], path=path, length=64, vocabulary=size)
+    assert 5 < (paddings == 0).sum() < 20
+    assert ids.max() < 2048  # the others are not used
