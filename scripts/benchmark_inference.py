@@ -180,7 +180,7 @@ class Ours(shared.JaxSide):
             return tuple(self.last)
         maps, count = self.last.maps, len(self.images)
         if isinstance(maps, BinnedMaps):  # small maps are not
-            maps = np.stack([maps[row].decode() for row in range(count)])
+            maps = np.stack([BinnedMaps(*one).decode() for one in zip(*maps, strict=True)])
         return self.last.image[self.detector.image_score], maps[:count]
 
     def pipeline(self) -> int:

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from zsad_jax import evaluate
+
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 # Over CLIP, these methods use only words that are known without a merge file.
 METHODS = {"tipsomaly": "tips-nano"} | dict.fromkeys(
@@ -257,3 +259,18 @@ def test_released_sizes_fit_their_tokenizer(benchmark, tmp_path):
     backbone, *_ = shared.open_model(options)
     assert backbone.vision_depth == 12
     assert backbone.tokenize(["a damaged part"])[0].shape[0] == 1
+
+
+def test_reads_binned_maps(benchmark, tmp_path, monkeypatch):
+    inference = benchmark("inference")
+    options = make_options(benchmark("sides"), tmp_path, "tipsomaly")
+    found = []
+    for codes in (evaluate.NUM_CODES, 0):  # maps with more pixels are binned
+        monkeypatch.setattr(evaluate, "NUM_CODES", codes)
+        side = inference.Ours(options)
+        side.step()
+        found.append(side.values())
+    (scores, maps), (same, binned) = found
+    np.testing.assert_array_equal(scores, same)
+    np.testing.assert_allclose(binned, maps, atol=1e-3)
+    assert (binned != maps).any()
