@@ -170,7 +170,7 @@ def settle(options: argparse.Namespace) -> None:
     vision, text = dict(release.vision), dict(release.text)
     if release.family == "tips":
         vision["grid"] = options.image_size // vision["patch_size"]
-        text["vocabulary"] = 2048  # of the demo backbone's tokenizer
+        text["vocabulary"] = find_release("tips-nano").text["vocabulary"]  # whose tokenizer it has
     else:
         text["vocabulary"] = 49_408  # of the words that are known without a list of merges
     options.family, options.sizes = release.family, (vision, text)

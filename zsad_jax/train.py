@@ -262,16 +262,20 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
             each = states, positions, draws
             return jax.lax.map(lambda x: step_one(*x), each, batch_size=at_once)
 
-        positions, draws = order
-        count, members = draws.shape[:2]
+        count, members = order[1].shape[:2]
         # The single step of a lone member gets an unused second one: XLA would take it out of its loop and
         # round in another way, so that members together would not have the bits of each alone.
-        missing = [(0, int(count == members == 1)), (0, 0), (0, 0)]
-        padded: Any = jnp.pad(positions, missing, constant_values=-1), jnp.pad(draws, missing)
+        padded = _pad_steps(order, int(count == members == 1))
         states, results = jax.lax.scan(step_all, states, padded)
         return states, jax.tree.map(lambda x: x[:count], results)
 
     return jax.jit(run, donate_argnums=1, out_shardings=sharding.replicated(mesh))
+
+
+def _pad_steps(order: Order, missing: int) -> Any:
+    """Returns an order with further steps, which are not used."""
+    (positions, draws), more = order, [(0, missing), (0, 0), (0, 0)]
+    return jnp.pad(positions, more, constant_values=-1), jnp.pad(draws, more)
 
 
 def _zero_rows(valid: Bool[AnyArray, " b"], tree: PyTree) -> PyTree:
@@ -425,8 +429,7 @@ class _Images:
         """Yields images on devices, and the order among them of the steps of the next call."""
         positions, draws = order
         if self._resident is not None:
-            missing = [(0, -len(draws) % self.steps_per_call), (0, 0), (0, 0)]
-            padded = np.pad(positions, missing, constant_values=-1), np.pad(draws, missing)
+            padded = map(np.asarray, _pad_steps(order, -len(draws) % self.steps_per_call))
             parts = (np.split(x, len(x) // self.steps_per_call) for x in padded)
             yield from ((self._resident, part) for part in zip(*parts, strict=True))
             return
